@@ -1,0 +1,45 @@
+"""Deep active learning for PyTorch Lightning: wrap your data, add one callback."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_al import functional
+from lightning_al.acquisition import Acquisition, Query
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.loop import run_cycles
+from lightning_al.pool import Pool
+from lightning_al.strategies import (
+    EntropyAcquisition,
+    LeastConfidenceAcquisition,
+    MarginAcquisition,
+    NoiseStabilityAcquisition,
+    RandomAcquisition,
+)
+
+if TYPE_CHECKING:
+    from lightning_al.cli import ActiveLearningCLI
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Acquisition",
+    "ActiveLearningCLI",
+    "ActiveLearningDataModule",
+    "EntropyAcquisition",
+    "LeastConfidenceAcquisition",
+    "MarginAcquisition",
+    "NoiseStabilityAcquisition",
+    "Pool",
+    "Query",
+    "RandomAcquisition",
+    "functional",
+    "run_cycles",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # the CLI needs jsonargparse, which scoring and the Python API do without
+    if name == "ActiveLearningCLI":
+        from lightning_al.cli import ActiveLearningCLI
+
+        return ActiveLearningCLI
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,287 @@
+"""The callback that labels at fit end: when to query, in which steps; strategies say how."""
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_al.adapters import Predictor
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.progress import progress_bar
+from lightning_al.scoring import (
+    attached_clone,
+    check_rows,
+    gather_rows,
+    load_weights,
+    make_transfer,
+    measure_pool,
+    true_float32,
+)
+from lightning_al.seeding import make_generator, seeded
+from lightning_al.tracking import log_query
+
+SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+EXAMPLES = 8  # candidates that `prepare` sees
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may look at once per cycle, before it measures.
+
+    Attributes:
+        predictor: The clone of the model, as a function from a batch to outputs (B, C, *positions).
+        batch: The first candidates, on the device; the same on every process.
+        seed: The strategy's seed, or the datamodule's.
+        cycle: The number of this cycle.
+
+    """
+
+    predictor: Predictor
+    batch: Any
+    seed: int
+    cycle: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a strategy selects from.
+
+    Attributes:
+        pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index.
+        indices: N dataset indices.
+        budget: How many to pick, at least 1 and below N.
+        generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
+        labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
+
+    """
+
+    pool: Tensor
+    indices: Sequence[int]
+    budget: int
+    generator: torch.Generator
+    labeled: Tensor | None = None
+
+    def pick(self, rows: Tensor) -> list[int]:
+        """Return the dataset indices of rows of `pool`."""
+        return [self.indices[row] for row in rows.tolist()]
+
+
+class Acquisition(Callback, ABC):
+    """Label the most useful part of the pool when a fit ends.
+
+    A strategy says what to measure per sample and what to select from the measurements; this class does the rest.
+    It scores a clone on the trainer's device, out of autocast and in true single precision, with one pass over the
+    candidates shared by all processes; the user's module and the global random numbers stay bit-identical.
+
+    Subclasses are final. `prepare` and `select` are optional; a larger measurement means 'label first'.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+
+    Raises:
+        ValueError: If `query_size` is neither.
+
+    """
+
+    needs_forward: bool = True
+    """Whether the pool is read at all."""
+    needs_labeled: bool = False
+    """Whether `Query.labeled` holds the measurements of the labeled part."""
+    ckpt: Literal["last", "best"] = "last"
+    """Which weights score: those of the last step, or those that `ModelCheckpoint` found best."""
+    seed: int | None = None
+    """Seed of the strategy; None takes the datamodule's."""
+
+    def __init__(self, query_size: int | float) -> None:
+        fits = 0 < query_size <= 1 if isinstance(query_size, float) else query_size >= 1
+        if isinstance(query_size, bool) or not fits:
+            raise ValueError(
+                f"`{type(self).__name__}(query_size={query_size!r})`: expected a number of samples (int, at least 1) "
+                "or a share of the dataset (float in (0, 1])."
+            )
+        self.query_size = query_size
+        self._trained = False
+
+    def prepare(self, context: Context) -> None:
+        """Get ready for one cycle; what is stored on `self` is forgotten after the query."""
+
+    @abstractmethod
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch.
+
+        Args:
+            predictor: The clone of the model.
+            batch: A batch on the device.
+
+        Returns:
+            (B,) scores, or (B, ...) rows for a strategy with its own `select`.
+
+        """
+
+    def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
+        """Measure a few batches; override it if the passes should be the outer loop."""
+        return torch.cat([self.measure(predictor, batch) for batch in chunk])
+
+    def select(self, query: Query) -> list[int]:
+        """Choose what to label; by default the largest scores.
+
+        Args:
+            query: Measurements, dataset indices and budget.
+
+        Returns:
+            `query.budget` distinct dataset indices.
+
+        """
+        from lightning_al.functional import top_k
+
+        return query.pick(top_k(query.pool, query.budget))
+
+    def score(self, rows: Tensor) -> Tensor | None:
+        """Return one number per row to keep with each pick, or None if rows have no such number."""
+        return rows if rows.ndim == 1 else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse, before any training, what could not be scored after it."""
+        if stage != "fit":
+            return
+        name = type(self).__name__
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(datamodule, ActiveLearningDataModule):
+            raise MisconfigurationException(
+                f"`{name}` needs an `ActiveLearningDataModule`, got {type(datamodule).__name__}: wrap your data, as in "
+                "`trainer.fit(model, ActiveLearningDataModule(MyDataModule(), initial_size=1000))`."
+            )
+        if isinstance(trainer.strategy, SHARDED_STRATEGIES):
+            raise MisconfigurationException(
+                f"`{name}` scores a clone of the whole module, which {type(trainer.strategy).__name__} keeps in shards "
+                'over the processes. Use strategy="ddp" or a single device.'
+            )
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and datamodule.pool_file is None:
+            raise MisconfigurationException(
+                f"`{name}`: this strategy trains in processes of its own, from which labels come back only through a "
+                'file. Pass `ActiveLearningDataModule(pool_file="pool.json")`, or use strategy="ddp".'
+            )
+        if sum(isinstance(callback, Acquisition) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "Two acquisition callbacks would both label at fit end. Keep one, or wrap both in one strategy."
+            )
+        self._trained = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember that this fit trains."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the candidates, select, label, and write the pool file."""
+        datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if self._should_query(trainer, datamodule):
+            # a shallow copy lives for one cycle, so that nothing `prepare` stores outlives it or must be cleared
+            copy.copy(self)._query(trainer, pl_module, datamodule)
+
+    def _should_query(self, trainer: Trainer, datamodule: ActiveLearningDataModule) -> bool:
+        name, pool = type(self).__name__, datamodule.pool
+        if not self._trained:
+            rank_zero_warn(
+                f"`{name}` labels nothing: this fit trained no batch (a finished trainer does not train again). Use a "
+                "fresh Trainer for every cycle, as `run_cycles` does."
+            )
+        elif datamodule.cycle < pool.cycle:
+            rank_zero_info(f"{name}: cycle {datamodule.cycle} was queried before; nothing is labeled again.")
+        elif not pool.num_unlabeled:
+            rank_zero_info(f"{name}: every sample is labeled; nothing is left to query.")
+        else:
+            return True
+        return False
+
+    def _query(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
+        pool, indices = datamodule.pool, datamodule.candidate_indices()
+        budget = self.query_size if isinstance(self.query_size, int) else max(1, round(self.query_size * pool.size))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            indices = indices[: budget + 1]
+        seed = datamodule.seed if self.seed is None else self.seed
+        begun = time.perf_counter()
+        if budget >= len(indices):  # nothing to choose, so nothing to measure
+            picks, scores, scored = list(indices), None, begun
+        else:
+            with seeded(seed, pool.cycle):
+                query = self._measure(trainer, module, datamodule, indices, budget, seed)
+                scored = time.perf_counter()
+                picks = self._checked(trainer.strategy.broadcast(self.select(query)), query)
+                scores = _scores_of(picks, query.indices, self.score(query.pool))
+        seconds = {"score": scored - begun, "select": time.perf_counter() - scored}
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"{type(self).__name__}: `fast_dev_run` scored {len(indices)} samples, and labels nothing.")
+            return
+        pool.label(picks, strategy=type(self).__name__, scores=scores, seconds=seconds)
+        datamodule.save_pool()
+        log_query(trainer.loggers, pool)
+        rank_zero_info(
+            f"{type(self).__name__}: labeled {len(picks)} more samples in {sum(seconds.values()):.1f} s; {pool}."
+        )
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        datamodule: ActiveLearningDataModule,
+        indices: Sequence[int],
+        budget: int,
+        seed: int,
+    ) -> Query:
+        generator = make_generator(seed, datamodule.pool.cycle)
+        if not self.needs_forward:
+            return Query(torch.empty(len(indices), 0), indices, budget, generator)
+        device = trainer.strategy.root_device
+        with attached_clone(trainer, module) as clone, torch.no_grad(), true_float32(device):
+            self._load_best(trainer, clone)
+            predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
+            first = next(iter(datamodule.pool_dataloader(indices[:EXAMPLES], shard=False)))
+            self.prepare(Context(predictor, transfer(first.batch), seed, datamodule.pool.cycle))
+            measured = []
+            for part in (indices, sorted(datamodule.pool.labeled) if self.needs_labeled else []):
+                loader = datamodule.pool_dataloader(part)
+                with progress_bar(trainer, len(part) // trainer.world_size, type(self).__name__) as advance:
+                    mine = measure_pool(
+                        lambda chunk: self.measure_chunk(predictor, chunk), loader, transfer, advance=advance
+                    )
+                measured.append(gather_rows(trainer, *mine) if part else mine)
+        (ids, rows), (_, labeled) = measured
+        check_rows(type(self).__name__, indices, ids, rows)
+        return Query(rows, ids, budget, generator, labeled if self.needs_labeled else None)
+
+    def _load_best(self, trainer: Trainer, clone: LightningModule) -> None:
+        if self.ckpt == "last":
+            return
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if not path:
+            raise MisconfigurationException(
+                f"`{type(self).__name__}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` "
+                "saved any. Add one with `monitor=`, or use ckpt='last'."
+            )
+        load_weights(clone, path)
+
+    def _checked(self, picks: list[int], query: Query) -> list[int]:
+        if len(picks) != query.budget or len(set(picks)) != len(picks) or not set(picks) <= set(query.indices):
+            raise RuntimeError(
+                f"`{type(self).__name__}.select` must return {query.budget} distinct dataset indices of the query, got "
+                f"{len(picks)} ({len(set(picks))} distinct, {len(set(picks) - set(query.indices))} not in the query). "
+                "Turn rows of `query.pool` into indices with `query.pick(rows)`."
+            )
+        return [int(index) for index in picks]
+
+
+def _scores_of(picks: list[int], indices: Sequence[int], scores: Tensor | None) -> list[float] | None:
+    if scores is None:
+        return None
+    row_of = {index: row for row, index in enumerate(indices)}
+    return [float(scores[row_of[index]]) for index in picks]

@@ -1,0 +1,175 @@
+"""The command line: a LightningCLI whose `fit` runs all active-learning cycles."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_al.acquisition import Acquisition
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.loop import run_cycles
+
+try:
+    from jsonargparse import Namespace
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'The command line needs jsonargparse: pip install "jsonargparse[signatures]". The Python API works without it.'
+    ) from error
+
+# what may change between the processes that continue a run: none of these has a say in which samples are picked
+FREE_SETTINGS = {"config", "cycles", "overwrite"}
+FREE_TRAINER_SETTINGS = {
+    "accelerator",
+    "barebones",
+    "default_root_dir",
+    "detect_anomaly",
+    "devices",
+    "enable_autolog_hparams",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "num_nodes",
+    "num_sanity_val_steps",
+    "profiler",
+    "strategy",
+}
+
+
+class ActiveLearningCLI(LightningCLI):
+    """A `LightningCLI` whose `fit` runs cycles of training, querying and testing.
+
+    Next to LightningCLI's own keys there are `acquisition:` (any acquisition, by `class_path`) and the arguments of
+    `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `overwrite`). `data:` takes the
+    arguments of `ActiveLearningDataModule`; its seed is `seed_everything`. `validate`, `test` and `predict` are
+    LightningCLI's.
+
+    Args:
+        model_class: The LightningModule; None accepts any `class_path`.
+        datamodule_class: The datamodule.
+        **kwargs: Passed to `LightningCLI`.
+
+    Example:
+        >>> sys.argv = ["lightning-al"]
+        >>> cli = ActiveLearningCLI(args=[
+        ...     "fit", "--acquisition=RandomAcquisition", "--acquisition.query_size=5", "--cycles=2",
+        ...     "--data.datamodule_or_train_dataset=lightning_al.testing.ToyDataset", "--data.initial_size=10",
+        ...     "--model=lightning_al.testing.ToyClassifier", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        ...     "--trainer.logger=false", f"--trainer.default_root_dir={getfixture('tmp_path') / 'run'}",
+        ...     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+        ... ])
+        >>> cli.datamodule.pool
+        Pool(20 of 120 labeled, cycle 2)
+
+    """
+
+    def __init__(
+        self,
+        model_class: type[LightningModule] | None = None,
+        datamodule_class: type[ActiveLearningDataModule] = ActiveLearningDataModule,
+        **kwargs: Any,
+    ) -> None:
+        # one folder per run and not per trainer: `run_cycles` keeps the configuration there itself
+        kwargs = {"save_config_callback": None, "seed_everything_default": 0, **kwargs}
+        defaults = {"default_root_dir": "runs/default", **(kwargs.pop("trainer_defaults", None) or {})}
+        super().__init__(model_class, datamodule_class, trainer_defaults=defaults, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return LightningCLI's commands; `fit` always begins from the run folder, so it takes no checkpoint."""
+        commands = LightningCLI.subcommands()
+        commands["fit"] |= {"ckpt_path", "weights_only"}
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys that active learning needs; call it from an override."""
+        parser.add_lightning_class_args(Acquisition, "acquisition", subclass_mode=True, required=False)
+        parser.add_function_arguments(
+            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config"}, fail_untyped=True
+        )
+        parser.set_defaults({"cycles": 5})
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Run all cycles; LightningCLI calls this instead of `Trainer.fit`."""
+        section = self.config[self.subcommand]
+        if section.acquisition is None and not any(
+            isinstance(callback, Acquisition)
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+        ):
+            raise MisconfigurationException(
+                "`fit` needs an acquisition: add `--config configs/strategies/noise_stability.yaml`, or "
+                "`--acquisition NoiseStabilityAcquisition --acquisition.query_size 500`."
+            )
+        folder = Path(self.trainer.default_root_dir)
+        loggers = self.trainer.loggers
+        with warnings.catch_warnings():
+            # LightningCLI calls it too; its successor is missing from jsonargparse versions that Lightning allows
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.parser.add_instantiator(
+                lambda class_type, *args, **kwargs: self.datamodule, self._datamodule_class, subclasses=False
+            )
+
+        def make(cycle: int) -> tuple[Trainer, LightningModule]:
+            self._make_afresh(folder / f"cycle-{cycle:02d}", loggers)
+            return self.trainer, self.model
+
+        arguments = {name: section[name] for name in ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt")}
+        self.records = run_cycles(
+            make,
+            self.datamodule,
+            run_dir=folder,
+            overwrite=section.overwrite,
+            config=self._settings(),
+            **arguments,
+        )
+
+    def _make_afresh(self, folder: Path, loggers: list[Any]) -> None:
+        """Instantiate model, trainer and callbacks again from the same configuration, keeping data and loggers."""
+        config, self.config = self.config, self.config.clone()
+        section = self.config[self.subcommand]
+        section.data = Namespace()  # type: ignore[no-untyped-call]  # the instantiator has the datamodule
+        section.trainer.logger = loggers or False
+        section.trainer.default_root_dir = str(folder)
+        try:
+            with _quiet():
+                self.instantiate_classes()
+        finally:
+            self.config = config
+
+    def _settings(self) -> dict[str, Any]:
+        dump = self.parser.dump(self.config, skip_link_targets=False)
+        settings = yaml.safe_load(dump)[self.subcommand]
+        kept = {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
+        kept["trainer"] = {
+            name: value for name, value in settings["trainer"].items() if name not in FREE_TRAINER_SETTINGS
+        }
+        return kept
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep every trainer but the first from reporting the same hardware again."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; the working directory comes first on the import path, for the user's own classes."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    ActiveLearningCLI(args=args)

@@ -1,0 +1,185 @@
+"""Noise stability: how far a model's output moves when its parameters are perturbed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_al.adapters import Output, Predictor
+from lightning_al.perturb import Distribution, Noise, Scope, finite_differences, noisy_parameters
+from lightning_al.scoring import chunked, clone_module, to_module, true_float32
+
+Norm = Literal["squared", "l2"]
+Method = Literal["auto", "finite_difference"]
+
+
+def noise_stability(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    passes: int = 10,
+    magnitude: float = 1e-3,
+    relative: bool = True,
+    distribution: Distribution = "gaussian",
+    scope: Scope = "global",
+    modules: Sequence[str] | None = None,
+    output: Output = "softmax",
+    norm: Norm = "squared",
+    method: Method = "auto",
+    seed: int = 0,
+) -> Tensor:
+    r"""Score samples by the mean squared deviation of the output under K parameter perturbations.
+
+    A sample whose output moves far when the parameters move a little is one on which the model is not settled: to
+    first order the score is proportional to the squared norm of the Jacobian with respect to the parameters.
+
+    $R(x) = \frac{1}{K} \sum_{k=1}^{K} \| f(x; \theta) - f(x; \theta + \xi_k D_k) \|^2$
+
+    Args:
+        model: Any `nn.Module`; a clone of it is scored, in eval mode and true single precision, where it is.
+        batches: Batches as the model's loader gives them, labels and all; read once.
+        passes: K, at least 1.
+        magnitude: Noise magnitude, positive; 1e-3 as in the paper.
+        relative: Scale the noise to the norm of the parameters.
+        distribution: `"gaussian"`, `"uniform"` (-1, 1) or `"laplace"` (b = 1).
+        scope: One scale for all parameters (`"global"`) or one per parameter tensor (`"tensor"`).
+        modules: Glob patterns of the modules that get noise; None perturbs every parameter that trains.
+        output: What the distance is measured on: `"softmax"` for classes, `"sigmoid"` for several labels,
+            `"identity"` for regression. On raw logits of a classifier the ranking is upside down.
+        norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
+        method: `"finite_difference"`; `"auto"` takes the fastest that is exact.
+        seed: Seed of the noise.
+
+    Returns:
+        (N,) float32 scores in the order of the samples, on the CPU; larger means 'label first'.
+
+    Raises:
+        ValueError: If an argument is out of range, no parameter can be perturbed, or `batches` is empty.
+        TypeError: If a batch or an output cannot be understood.
+
+    Cost: K + 1 forward passes per sample; memory of a clone, twice its parameters and one chunk of batches.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.eye(3, 2)), model.bias.zero_()
+        >>> scores = noise_stability(model, [torch.tensor([[9.0, 0.0], [0.1, 0.0]])], passes=20)
+        >>> scores.argmax().item()  # the second sample lies between the classes
+        1
+
+    References:
+        Li et al., Deep Active Learning with Noise Stability, Eq. 1 and 2, Algorithm 1.
+
+    """
+    check_options(passes, output, norm, method)
+    noise = Noise(magnitude, relative, distribution, scope)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), true_float32(device):
+        predictor = Predictor(clone_module(model, device))
+        seeds = [(seed, index) for index in range(passes)]
+        parameters: list[nn.Parameter] = []
+        scores = []
+        for chunk in chunked(to_module(batch, predictor.module) for batch in batches):
+            if not parameters:
+                example = chunk[0]
+                parameters = noisy_parameters(predictor.module, lambda: predictor.output(example, output), modules)  # noqa: B023
+            scores.append(mean_deviation(predictor, chunk, parameters, noise, seeds, output, norm).float().cpu())
+    if not scores:
+        raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
+    return torch.cat(scores)
+
+
+def check_options(passes: int, output: str, norm: str, method: str) -> None:
+    """Refuse options of noise stability that do not exist.
+
+    Raises:
+        ValueError: With the option, what was expected and what came.
+
+    """
+    if passes < 1:
+        raise ValueError(f"`passes={passes}`: noise stability needs at least one pass; the paper uses 10.")
+    for name, value, allowed in (("output", output, Output), ("norm", norm, Norm), ("method", method, Method)):
+        if value not in get_args(allowed):
+            raise ValueError(f"`{name}={value!r}`: expected one of {get_args(allowed)}.")
+
+
+def mean_deviation(
+    predictor: Predictor,
+    chunk: Sequence[Any],
+    parameters: Sequence[Tensor],
+    noise: Noise,
+    seeds: Sequence[tuple[int, ...]],
+    output: Output = "softmax",
+    norm: Norm = "squared",
+) -> Tensor:
+    r"""Average the size of the deviations over the passes.
+
+    A dense output is reduced at once: the norm is taken over the classes at each position, then averaged over the
+    positions.
+
+    Args:
+        predictor: The model that the parameters belong to.
+        chunk: Batches on the device.
+        parameters: What gets noise.
+        noise: How much and of what kind.
+        seeds: One tuple of integers per pass.
+        output: What the distance is measured on.
+        norm: `"squared"` or `"l2"`.
+
+    Returns:
+        (n,) scores, n being the number of samples in the chunk.
+
+    References:
+        Li et al., Deep Active Learning with Noise Stability, Eq. 2.
+
+    """
+    sums: dict[int, Tensor] = {}
+    steps = finite_differences(lambda batch: predictor.output(batch, output), chunk, parameters, noise, seeds)
+    for position, deviation, _ in steps:
+        squared = deviation.square().sum(1)
+        size = squared if norm == "squared" else squared.sqrt()
+        size = size.reshape(len(size), -1).mean(1)
+        sums[position] = sums[position] + size if position in sums else size
+    return torch.cat([sums[position] for position in range(len(chunk))]) / len(seeds)
+
+
+def deviation_vectors(
+    predictor: Predictor,
+    chunk: Sequence[Any],
+    parameters: Sequence[Tensor],
+    noise: Noise,
+    seeds: Sequence[tuple[int, ...]],
+    output: Output = "softmax",
+    normalize: bool = False,
+) -> Tensor:
+    r"""Concatenate the deviations of all passes: random projections of the per-sample gradients.
+
+    A dense output is averaged over its positions first.
+
+    Args:
+        predictor: The model that the parameters belong to.
+        chunk: Batches on the device.
+        parameters: What gets noise.
+        noise: How much and of what kind.
+        seeds: One tuple of integers per pass.
+        output: What the deviations are measured on.
+        normalize: Divide by the norm of the sample's clean output, as the authors' later code does.
+
+    Returns:
+        (n, K * C) vectors; the mean over K of their squared norm is the score of `mean_deviation` (norm "squared")
+        for an output that is not dense, unless normalized.
+
+    References:
+        Li et al., Deep Active Learning with Noise Stability (AAAI 2024), and its released code.
+
+    """
+    vectors: dict[int, list[Tensor]] = {}
+    steps = finite_differences(lambda batch: predictor.output(batch, output), chunk, parameters, noise, seeds)
+    for position, deviation, clean in steps:
+        vector = deviation.reshape(*deviation.shape[:2], -1).mean(2)
+        if normalize:
+            center = clean.reshape(*clean.shape[:2], -1).mean(2)
+            vector = vector / center.norm(dim=1, keepdim=True).clamp_min(torch.finfo(center.dtype).tiny)
+        vectors.setdefault(position, []).append(vector)
+    return torch.cat([torch.cat(vectors[position], 1) for position in range(len(chunk))])

@@ -1,0 +1,217 @@
+"""K perturbations of a module's parameters, and how far its outputs move.
+
+The passes are written as a readable loop. Nothing outside this file knows how a perturbed output comes about.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_al.seeding import make_generator
+
+Distribution = Literal["gaussian", "uniform", "laplace"]
+Scope = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    r"""Zero-mean i.i.d. noise for a list of parameters, scaled to a relative or absolute magnitude.
+
+    A draw is $\xi_k D_k$ with $\xi_k = m \, \|\theta\| / \|D_k\|$ if `relative` (the norms taken over all parameters
+    together, or over each one by itself), else $\xi_k = m$.
+
+    Args:
+        magnitude: m, positive; the paper uses 1e-3.
+        relative: Scale to the norm of the parameters.
+        distribution: `"gaussian"` (unit variance), `"uniform"` (-1, 1) or `"laplace"` (b = 1).
+        scope: One factor for all parameters (`"global"`, the paper), or one per parameter tensor (`"tensor"`).
+
+    Raises:
+        ValueError: If an argument is outside these.
+
+    References:
+        Li et al., Deep Active Learning with Noise Stability, Eq. 1, section 5.1 and appendix A.5.1.
+
+    """
+
+    magnitude: float = 1e-3
+    relative: bool = True
+    distribution: Distribution = "gaussian"
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        if not self.magnitude > 0:
+            raise ValueError(f"`Noise(magnitude={self.magnitude})`: must be positive; the paper uses 1e-3.")
+        for name, allowed in (("distribution", Distribution), ("scope", Scope)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"`Noise({name}={getattr(self, name)!r})`: expected one of {get_args(allowed)}.")
+
+    def draw(self, parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Draw one step per parameter, on its device and in its precision.
+
+        Args:
+            parameters: The clean parameters.
+            generator: Where the randomness comes from, on the device of the parameters.
+
+        Returns:
+            Steps with the shapes of the parameters, to be added to them.
+
+        """
+        directions = [self._direction(parameter, generator) for parameter in parameters]
+        if not self.relative:
+            factors = [torch.tensor(self.magnitude, dtype=torch.float64)] * len(directions)
+        else:
+            sizes, lengths = _norms(parameters), _norms(directions)
+            if self.scope == "global":
+                sizes, lengths = sizes.norm().expand_as(sizes), lengths.norm().expand_as(lengths)
+            factors = list(self.magnitude * sizes / lengths)
+        return [direction.mul_(factor.to(direction)) for direction, factor in zip(directions, factors, strict=True)]
+
+    def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
+        direction = torch.empty_like(parameter)
+        if self.distribution == "gaussian":
+            return direction.normal_(generator=generator)
+        if self.distribution == "uniform":
+            return direction.uniform_(-1, 1, generator=generator)
+        # the difference of two unit exponentials is Laplace with b = 1, without the logarithm of a zero
+        other = torch.empty_like(parameter).exponential_(generator=generator)
+        return direction.exponential_(generator=generator).sub_(other)
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    # in double precision: a sum of tens of millions of squares must not depend on its order
+    return torch.stack([tensor.detach().double().norm() for tensor in tensors])
+
+
+@contextmanager
+def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+    """Add `steps` to `parameters` in place, and put the very same bits back afterwards.
+
+    Args:
+        parameters: Leaf tensors of a module; call under `torch.no_grad`.
+        steps: One tensor per parameter.
+
+    """
+    clean = [parameter.detach().clone() for parameter in parameters]
+    try:
+        torch._foreach_add_(list(parameters), list(steps))
+        yield
+    finally:
+        # subtracting the step again would round
+        for parameter, value in zip(parameters, clean, strict=True):
+            parameter.copy_(value)
+
+
+def finite_differences(
+    forward: Callable[[Any], Tensor],
+    chunk: Sequence[Any],
+    parameters: Sequence[Tensor],
+    noise: Noise,
+    seeds: Sequence[tuple[int, ...]],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    r"""Yield $f(x; \theta + \xi_k D_k) - f(x; \theta)$ batch by batch, pass by pass.
+
+    The passes are the outer loop, so that a chunk of several batches costs K noise draws and not K per batch; the
+    clean outputs are computed once.
+
+    Args:
+        forward: Maps a batch to its outputs (B, C, *positions), using `parameters`.
+        chunk: Batches on the device.
+        parameters: What to perturb, in place; bit-identical afterwards.
+        noise: What to add.
+        seeds: One tuple of integers per pass, so K of them.
+
+    Yields:
+        (position of the batch in `chunk`, deviation, clean outputs), for each batch of each pass.
+
+    Cost: K + 1 forward passes per sample; memory for the clean outputs of the chunk, and twice the parameters.
+
+    """
+    clean = [forward(batch) for batch in chunk]
+    device = parameters[0].device
+    for seed in seeds:
+        steps = noise.draw(parameters, make_generator(*seed, device=device))
+        with perturbed(parameters, steps):
+            for position, batch in enumerate(chunk):
+                yield position, forward(batch) - clean[position], clean[position]
+
+
+def noisy_parameters(
+    module: nn.Module, run: Callable[[], Any], patterns: Sequence[str] | None = None
+) -> list[nn.Parameter]:
+    """Find what gets noise: the parameters that train and that `run` uses, each once.
+
+    Unused ones (an auxiliary head, a second network) would only inflate the norm that scales the noise. They are
+    told apart by watching every operator of one forward pass.
+
+    Args:
+        module: The module that `run` calls.
+        run: Does one forward pass.
+        patterns: Glob patterns of module names; a match takes the module's whole subtree, and a pattern also
+            matches below any parent ("fc" finds "model.fc"). None takes every module.
+
+    Returns:
+        Parameters in the order of `module.named_parameters()`, tied ones once; buffers never.
+
+    Raises:
+        ValueError: If a pattern matches no module, or nothing is left to perturb.
+
+    """
+    if patterns is not None:
+        _check_patterns(module, patterns)
+    trainable = [
+        parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and parameter.numel() and (patterns is None or _matches(name, patterns))
+    ]
+    with torch.no_grad(), _RecordArguments() as record:
+        run()
+    used = [parameter for parameter in trainable if id(parameter) in record.seen]
+    if not used:
+        raise ValueError(
+            f"{type(module).__name__} has no parameter to perturb: {len(trainable)} of its parameters train"
+            f"{'' if patterns is None else f' under modules={list(patterns)}'}, and the forward pass uses none of "
+            "them. Unfreeze some, name other `modules`, or let `forward` go through the module's own parameters."
+        )
+    return used
+
+
+class _RecordArguments(TorchDispatchMode):
+    """Remember which tensors were ever passed to an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a module on the path to the named parameter (or module) fits a pattern."""
+    parts = name.split(".")
+    ancestors = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return any(
+        fnmatchcase(ancestor, form)
+        for ancestor in ancestors
+        for pattern in patterns
+        for form in (pattern, f"*.{pattern}")
+    )
+
+
+def _check_patterns(module: nn.Module, patterns: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, form) for name in names for form in (pattern, f"*.{pattern}")):
+            raise ValueError(
+                f"`modules={list(patterns)}`: {pattern!r} matches no module of {type(module).__name__}; it has "
+                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+            )

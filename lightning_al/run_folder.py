@@ -1,0 +1,157 @@
+"""The files of a run, and the rules for continuing one."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lightning_al.files import write_atomically
+
+Record = dict[str, int | float]
+
+
+class RunFolder:
+    """The files of a run: `pool.json`, `cycles.csv`, `config.yaml` and one folder per cycle.
+
+    Args:
+        path: The folder; made when the first file is written.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pool_file = path / "pool.json"
+
+    def cycle(self, cycle: int) -> Path:
+        """Return the folder of one cycle."""
+        return self.path / f"cycle-{cycle:02d}"
+
+    def weights(self, cycle: int) -> Path:
+        """Return the file of the weights that a warm start needs."""
+        return self.cycle(cycle) / "weights.ckpt"
+
+    @rank_zero_only
+    def write_weights(self, cycle: int, model: LightningModule) -> None:
+        """Keep the weights of a cycle for the next one, which may run in another process."""
+        self.cycle(cycle).mkdir(parents=True, exist_ok=True)
+        partial = self.weights(cycle).with_suffix(".tmp")
+        torch.save({"state_dict": model.state_dict()}, partial)
+        partial.replace(self.weights(cycle))
+
+    def read_records(self) -> list[Record]:
+        """Return the records of the finished cycles."""
+        table = self.path / "cycles.csv"
+        if not table.exists():
+            return []
+        with table.open(encoding="utf-8", newline="") as file:
+            return [
+                {name: _number(text) for name, text in row.items() if text not in ("", None)}
+                for row in csv.DictReader(file)
+            ]
+
+    @rank_zero_only
+    def write_records(self, records: list[Record]) -> None:
+        """Write one row per finished cycle, atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for record in records for name in record)))
+        writer.writeheader()
+        writer.writerows(records)
+        write_atomically(self.path / "cycles.csv", text.getvalue())
+
+    def check_config(self, config: Mapping[str, Any], finished: int) -> None:
+        """Refuse to continue a run with another configuration; keep the configuration of a new one.
+
+        Args:
+            config: Nested settings that YAML can hold.
+            finished: How many cycles are finished.
+
+        Raises:
+            ValueError: If a setting differs, naming each one.
+
+        """
+        file = self.path / "config.yaml"
+        if not self.pool_file.exists() or not file.exists():
+            rank_zero_only(write_atomically)(file, yaml.safe_dump(_plain(config), sort_keys=False))
+            return
+        old, new = _flatten(yaml.safe_load(file.read_text(encoding="utf-8"))), _flatten(_plain(config))
+        differing = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+        if differing:
+            changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
+            raise ValueError(
+                f"The run in {self.path} was begun with another configuration ({changes}). Choose another run folder, "
+                "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
+            )
+        rank_zero_info(f"Continuing the run in {self.path}: {finished} cycles are finished.")
+
+    @rank_zero_only
+    def set_aside(self) -> None:
+        """Rename the folder of an old run, so that a new one can begin.
+
+        Raises:
+            ValueError: If the folder is the working directory or holds it.
+
+        """
+        if not self.pool_file.exists():
+            return
+        if Path.cwd().is_relative_to(self.path.resolve()):
+            raise ValueError(
+                f"`overwrite=True` would rename {self.path}, in which this process works. Choose a run folder of its "
+                "own: `Trainer(default_root_dir=...)`."
+            )
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+        rank_zero_info(f"The old run is now in {old}.")
+
+
+def format_table(records: list[Record]) -> str:
+    """Lay records out as a table of plain text.
+
+    Args:
+        records: One mapping from names to numbers per row.
+
+    Returns:
+        Lines of equal width; the seconds come last as they do in the records.
+
+    Example:
+        >>> print(format_table([{"cycle": 0, "labeled": 10, "accuracy": 0.5}]))
+        cycle  labeled  accuracy
+            0       10    0.5000
+
+    """
+    names = list(dict.fromkeys(name for record in records for name in record))
+    rows = [names, *([show(record.get(name, "")) for name in names] for record in records)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """Turn settings into what YAML holds: mappings, lists, strings and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def show(value: int | float | str) -> str:
+    """Format a figure for a person: four decimals for a fraction."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
