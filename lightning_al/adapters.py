@@ -1,7 +1,7 @@
 """The one file that knows what a batch and what a model output look like."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -89,12 +89,19 @@ class Predictor:
         if callable(step):
             return step(batch)
         if isinstance(self.module, LightningModule) and is_overridden("predict_step", self.module):
-            accepted = len(inspect.signature(self.module.predict_step).parameters)
-            return self.module.predict_step(*(batch, 0, 0)[:accepted])
+            return self.module.predict_step(*(batch, 0, 0)[: _positional(self.module.predict_step)])
         if isinstance(self.module, LightningModule) and not is_overridden("forward", self.module):
             raise TypeError(f"{type(self.module).__name__} defines no `forward`. {THREE_WAYS_OUT}")
         args, kwargs = forward_arguments(self.module, batch)
         return self.module(*args, **kwargs)
+
+
+def _positional(function: Callable[..., Any]) -> int | None:
+    """Count the positional parameters; None if it takes any number."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

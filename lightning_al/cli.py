@@ -4,8 +4,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +17,30 @@ from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.loop import run_cycles
 
 try:
-    from jsonargparse import Namespace
+    from jsonargparse import ActionYesNo, Namespace
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'The command line needs jsonargparse: pip install "jsonargparse[signatures]". The Python API works without it.'
     ) from error
 
 # what may change between the processes that continue a run: none of these has a say in which samples are picked
-FREE_SETTINGS = {"config", "cycles", "overwrite"}
-FREE_TRAINER_SETTINGS = {
-    "accelerator",
-    "barebones",
-    "default_root_dir",
-    "detect_anomaly",
-    "devices",
-    "enable_autolog_hparams",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "log_every_n_steps",
-    "logger",
-    "num_nodes",
-    "num_sanity_val_steps",
-    "profiler",
-    "strategy",
-}
+FREE_SETTINGS = (
+    "config",
+    "cycles",
+    "overwrite",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable_autolog_hparams",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.num_nodes",
+    "trainer.num_sanity_val_steps",
+    "trainer.profiler",
+    "trainer.strategy",
+)
 
 
 class ActiveLearningCLI(LightningCLI):
@@ -94,10 +92,25 @@ class ActiveLearningCLI(LightningCLI):
         """Add the keys that active learning needs; call it from an override."""
         parser.add_lightning_class_args(Acquisition, "acquisition", subclass_mode=True, required=False)
         parser.add_function_arguments(
-            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config"}, fail_untyped=True
+            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config", "free", "overwrite"}
+        )
+        parser.add_argument(
+            "--overwrite",
+            action=ActionYesNo(no_prefix="no_"),
+            default=False,
+            help="Set an old run folder aside (renamed, not deleted) instead of continuing it.",
         )
         parser.set_defaults({"cycles": 5})
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Let loggers without a folder of their own write into the run folder."""
+        trainer = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        for logger in loggers:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and arguments.get("save_dir") in (".", None) and "save_dir" in arguments:
+                arguments.save_dir = trainer.default_root_dir
 
     def fit(self, **kwargs: Any) -> None:
         """Run all cycles; LightningCLI calls this instead of `Trainer.fit`."""
@@ -129,7 +142,8 @@ class ActiveLearningCLI(LightningCLI):
             self.datamodule,
             run_dir=folder,
             overwrite=section.overwrite,
-            config=self._settings(),
+            config=yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))[self.subcommand],
+            free=FREE_SETTINGS,
             **arguments,
         )
 
@@ -141,35 +155,30 @@ class ActiveLearningCLI(LightningCLI):
         section.trainer.logger = loggers or False
         section.trainer.default_root_dir = str(folder)
         try:
-            with _quiet():
-                self.instantiate_classes()
+            self.instantiate_classes()
         finally:
             self.config = config
 
-    def _settings(self) -> dict[str, Any]:
-        dump = self.parser.dump(self.config, skip_link_targets=False)
-        settings = yaml.safe_load(dump)[self.subcommand]
-        kept = {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
-        kept["trainer"] = {
-            name: value for name, value in settings["trainer"].items() if name not in FREE_TRAINER_SETTINGS
-        }
-        return kept
 
+class _Once(logging.Filter):
+    """Let each message of Lightning pass once: every cycle has a trainer, and each reports the hardware again."""
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep every trainer but the first from reporting the same hardware again."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.seen
+        self.seen.add(message)
+        return new
 
 
 def main(args: ArgsType = None) -> None:
     """Run the command line; the working directory comes first on the import path, for the user's own classes."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
+    # Lightning's own use of torch, on which a user of this command has no influence
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     ActiveLearningCLI(args=args)

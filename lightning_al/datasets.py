@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from lightning_al.adapters import label_of
+from lightning_al.seeding import preserved_rng
 
 TRANSFORM_ATTRIBUTES = ("transform", "target_transform", "transforms")
 
@@ -37,21 +37,24 @@ def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
 
 
 def _base(dataset: Any) -> Any | None:
-    while isinstance(dataset, (Subset, ConcatDataset)):
+    while isinstance(dataset, (Subset, ConcatDataset)) and not hasattr(dataset, "transform"):
         dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
     return dataset
 
 
 def _replace_transforms(dataset: Any, transforms: Mapping[str, Any]) -> Any | None:
+    if hasattr(dataset, "transform"):  # a subclass of Subset may well have one of its own
+        try:
+            return _copy_with(dataset, **{name: value for name, value in transforms.items() if hasattr(dataset, name)})
+        except AttributeError:  # a property that cannot be set
+            return None
     if isinstance(dataset, Subset):
         inner = _replace_transforms(dataset.dataset, transforms)
         return None if inner is None else _copy_with(dataset, dataset=inner)
     if isinstance(dataset, ConcatDataset):
         parts = [_replace_transforms(part, transforms) for part in dataset.datasets]
         return None if any(part is None for part in parts) else _copy_with(dataset, datasets=parts)
-    if not hasattr(dataset, "transform"):
-        return None
-    return _copy_with(dataset, **{name: value for name, value in transforms.items() if hasattr(dataset, name)})
+    return None
 
 
 def _copy_with(original: Any, **attributes: Any) -> Any:
@@ -72,7 +75,7 @@ def differing_samples(dataset: Any, count: int = 4) -> list[int]:
         Dataset indices; empty if the dataset looks deterministic.
 
     """
-    with isolate_rng():
+    with preserved_rng():
         return [index for index in _spread(len(dataset), count) if _digest(dataset[index]) != _digest(dataset[index])]
 
 
@@ -92,7 +95,7 @@ def fingerprint(dataset: Any, count: int = 8) -> str:
     """
     plain = _replace_transforms(dataset, dict.fromkeys(TRANSFORM_ATTRIBUTES))
     digest = hashlib.sha256(str(len(dataset)).encode())
-    with isolate_rng():
+    with preserved_rng():
         for index in _spread(len(dataset), count):
             digest.update(_stable_digest(dataset if plain is None else plain, dataset, index))
     return digest.hexdigest()[:16]
@@ -101,7 +104,7 @@ def fingerprint(dataset: Any, count: int = 8) -> str:
 def _stable_digest(plain: Any, dataset: Any, index: int) -> bytes:
     try:
         first, second = plain[index], plain[index]
-    except TypeError:  # a dataset that calls its transform without asking whether there is one
+    except Exception:  # a dataset that needs its transform, and may fail in any way without
         first, second = dataset[index], dataset[index]
     digest = _digest(first)
     return digest if digest == _digest(second) else _digest(first, content=False)
@@ -124,7 +127,7 @@ def _parts(sample: Any, content: bool) -> Iterator[bytes]:
         for key, value in sample.items():
             yield str(key).encode()
             yield from _parts(value, content)
-    elif isinstance(sample, (list, tuple)):
+    elif isinstance(sample, (list, tuple)) or str(getattr(sample, "dtype", "")) == "object":  # bytes: addresses
         for value in sample:
             yield from _parts(value, content)
     elif isinstance(sample, Tensor):
@@ -170,10 +173,12 @@ def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float
         ValueError: If it is neither a number of samples, nor a share, nor a sequence of indices.
 
     """
-    if isinstance(initial_size, Sequence):
+    if hasattr(initial_size, "tolist"):  # a number or an array of NumPy or torch
+        initial_size = initial_size.tolist()
+    if isinstance(initial_size, Sequence) and not isinstance(initial_size, str):
         return list(initial_size)
-    fits = 0 < initial_size <= 1 if isinstance(initial_size, float) else initial_size >= 1
-    if isinstance(initial_size, bool) or not fits:
+    fits = 0 < initial_size <= 1 if isinstance(initial_size, float) else type(initial_size) is int and initial_size >= 1
+    if not fits:
         raise ValueError(
             f"`ActiveLearningDataModule(initial_size={initial_size!r})`: expected a number of samples (int, at least "
             "1), a share of the dataset (float in (0, 1]) or a sequence of dataset indices."

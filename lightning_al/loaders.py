@@ -127,10 +127,10 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
 
 
 def first_loader(loaders: Any) -> DataLoader[Any] | None:
-    """Return the first loader of what an evaluation hook gave, or None if there is none with batches."""
+    """Return the first loader of what an evaluation hook gave, or None if there is none that collates samples."""
     while isinstance(loaders, (list, tuple)) and loaders:
         loaders = loaders[0]
-    return loaders if isinstance(loaders, DataLoader) and loaders.batch_size is not None else None
+    return loaders if isinstance(loaders, DataLoader) and loaders.batch_sampler is not None else None
 
 
 def labeled_loader(
@@ -163,7 +163,8 @@ def labeled_loader(
             f"The training loader's {type(wrapped.sampler).__name__} draws from the whole dataset, so the labeled part "
             "is shuffled uniformly instead. Weigh classes in the loss if that matters."
         )
-    shuffle = not isinstance(wrapped.sampler, SequentialSampler)
+    # with a batch sampler of the user's own, the loader's sampler says nothing: torch puts a sequential one there
+    shuffle = wrapped.batch_size is None or not isinstance(wrapped.sampler, SequentialSampler)
     return DataLoader(labeled, size, shuffle=shuffle, generator=wrapped.generator, **options)
 
 
@@ -201,9 +202,14 @@ def resolve_batch_size(wrapped: DataLoader[Any], batch_size: int | None) -> int:
     """Return `batch_size`, or that of the wrapped loader.
 
     Raises:
-        MisconfigurationException: If neither says it.
+        MisconfigurationException: If neither says it, or the wrapped loader makes no batches.
 
     """
+    if wrapped.batch_sampler is None:
+        raise MisconfigurationException(
+            f"The training loader does not batch (`batch_size=None`), so an item of its {type(wrapped.dataset).__name__} "
+            "is a whole batch. Give it a dataset of single samples and a `batch_size`."
+        )
     size = batch_size or wrapped.batch_size
     if size is None:
         raise MisconfigurationException(

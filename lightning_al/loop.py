@@ -3,7 +3,7 @@
 import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ def run_cycles(
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
 ) -> list[Record]:
     r"""Run active-learning cycles: fit, query at fit end, test; each with a fresh trainer, model and callbacks.
 
@@ -46,6 +47,7 @@ def run_cycles(
     Args:
         make: Returns a fresh trainer, with one acquisition callback, and a fresh model for a cycle (0, 1, ...). Global
             seeds are set from (`datamodule.seed`, cycle) before. Give every trainer the same loggers to see one run.
+            Without `run_dir` or `config` it is called once more at the start, to ask the trainer.
         datamodule: Its pool is kept in `pool.json` of the run folder.
         cycles: How many cycles the run has in all, at least 1.
         reset: What a cycle starts from: `"scratch"`, the fresh model; `"warm"`, the weights of the cycle before;
@@ -57,8 +59,9 @@ def run_cycles(
         ckpt: Which weights score, are tested and passed on: those of the last step, or `ModelCheckpoint`'s best.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
-        config: Settings that must be the same when a run is continued; by default those of the acquisition, the
-            split and the reset.
+        config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
+            of the acquisition, the split and the reset.
+        free: Dotted names of settings in `config` that may change.
 
     Returns:
         One record per cycle, as in `cycles.csv`: `cycle, labeled, queried`, test metrics, `fit_seconds,
@@ -91,26 +94,27 @@ def run_cycles(
     if ckpt not in ("last", "best"):
         raise ValueError(f"`run_cycles(ckpt={ckpt!r})`: expected 'last' or 'best'.")
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
-    folder = RunFolder(Path(make(0)[0].default_root_dir if run_dir is None else run_dir))
+    if run_dir is None or config is None:  # ask a trainer; it goes unused
+        example, _ = make(0)
+        run_dir = example.default_root_dir if run_dir is None else run_dir
+        config = _settings(_acquisition_of(example), datamodule, policy, ckpt) if config is None else config
+    folder = RunFolder(Path(run_dir))
     if overwrite:
         folder.set_aside()
     # `overwrite` does not look into the folder, which another process may be about to set aside
     records = [] if overwrite else folder.read_records()
     datamodule.pool_file = folder.pool_file
     if not overwrite:
+        folder.check_config(config, free, finished=len(records))
         datamodule.reload_pool()
-    begun_at = len(records)
-    for cycle in range(begun_at, cycles):
+    for cycle in range(len(records), cycles):
         seed_everything(derive_seed(datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
-        acquisition = _acquisition_of(trainer)
-        acquisition.ckpt = ckpt
+        _acquisition_of(trainer).ckpt = ckpt
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
             return [_run_cycle(trainer, model, datamodule, cycle, ckpt)]
-        if cycle == begun_at:
-            settings = _settings(acquisition, datamodule, policy, ckpt) if config is None else config
-            folder.check_config(settings, finished=begun_at)
+        folder.keep_config(config)
         _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
         policy.apply(model, folder.weights(cycle - 1) if cycle else None)
         datamodule.begin_cycle(cycle)

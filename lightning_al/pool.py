@@ -106,7 +106,7 @@ class Pool:
 
     def cycle_of(self, index: int) -> int | None:
         """Return the first cycle that trains on sample `index`, or None while it is unlabeled."""
-        self._check_range(torch.tensor([operator.index(index)]))
+        self._check_range([operator.index(index)])
         cycle = int(self._cycle_of[index])
         return cycle if cycle >= 0 else None
 
@@ -131,12 +131,13 @@ class Pool:
             ValueError: If an index is out of range, given twice or labeled already, or the scores do not fit.
 
         """
-        chosen = _as_indices(indices)
-        self._check_range(chosen)
-        if len(chosen) == 0:
+        listed = [_as_index(index) for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+        self._check_range(listed)
+        if not listed:
             raise ValueError("`Pool.label(indices=[])`: at least one index is needed.")
+        chosen = torch.tensor(listed)
         values, counts = chosen.unique(return_counts=True)
-        if len(values) != len(chosen):
+        if len(values) != len(listed):
             twice = values[counts > 1].tolist()
             raise ValueError(f"`Pool.label`: every index once, but {_some(twice)} came more than once.")
         known = chosen[self._cycle_of[chosen] >= 0].tolist()
@@ -144,12 +145,14 @@ class Pool:
             cycles = [self.cycle_of(index) for index in known[:5]]
             raise ValueError(f"`Pool.label`: {_some(known)} labeled already (in cycle {cycles}).")
         numbers = None if scores is None else [float(score) for score in scores]
-        if numbers is not None and len(numbers) != len(chosen):
-            raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(chosen)} indices.")
-        if numbers is not None and not all(map(math.isfinite, numbers)):
-            raise ValueError("`Pool.label(scores=...)`: every score must be finite.")
+        if numbers is not None and len(numbers) != len(listed):
+            raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(listed)} indices.")
+        infinite = [index for index, number in zip(listed, numbers or [], strict=False) if not math.isfinite(number)]
+        if infinite:
+            raise ValueError(f"`Pool.label(scores=...)`: every score must be finite; not so for {_some(infinite)}.")
+        durations = {name: float(duration) for name, duration in dict(seconds or {}).items()}
         self._cycle_of[chosen] = len(self._history)
-        self._history.append(Labeling(strategy, chosen.tolist(), numbers, dict(seconds or {})))
+        self._history.append(Labeling(strategy, listed, numbers, durations))
 
     def extends(self, other: "Pool") -> bool:
         """Tell whether every labeling of `other` happened here too, in the same order."""
@@ -263,29 +266,24 @@ class Pool:
         if not isinstance(state, dict):
             raise ValueError(f"{source} holds a {type(state).__name__}, expected the object that `Pool.save` writes.")
         try:
-            return cls.from_state_dict(state, source)
+            return cls.from_state_dict(state, "it")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source} cannot be used: {error}") from error
 
-    def _check_range(self, indices: Tensor) -> None:
-        outside = indices[(indices < 0) | (indices >= self.size)].tolist()
+    def _check_range(self, indices: list[int]) -> None:
+        outside = [index for index in indices if not 0 <= index < self.size]
         if outside:
             raise ValueError(f"`Pool`: {_some(outside)} out of range; dataset indices run from 0 to {self.size - 1}.")
 
 
-def _as_indices(indices: Iterable[int] | Tensor) -> Tensor:
-    if isinstance(indices, Tensor):
-        if indices.is_floating_point() or indices.dtype == torch.bool or indices.ndim != 1:
-            raise TypeError(
-                f"`Pool.label(indices=...)`: expected a flat tensor of integers, got {indices.dtype} of shape "
-                f"{tuple(indices.shape)}."
-            )
-        return indices.detach().cpu().to(torch.int64)
-    listed = list(indices)
-    wrong = next((index for index in listed if isinstance(index, bool) or not hasattr(index, "__index__")), None)
-    if wrong is not None:
-        raise TypeError(f"`Pool.label(indices=...)`: expected integers, got {wrong!r} ({type(wrong).__name__}).")
-    return torch.tensor([operator.index(index) for index in listed], dtype=torch.int64)
+def _as_index(index: Any) -> int:
+    try:
+        if isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool:
+            raise TypeError
+        return operator.index(index)
+    except TypeError:
+        found = f"{index!r} ({type(index).__name__})"
+        raise TypeError(f"`Pool.label(indices=...)`: expected a flat sequence of integers, got {found}.") from None
 
 
 def _some(indices: list[int]) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pool_file = path / "pool.json"
+        self.config_file = path / "config.yaml"
 
     def cycle(self, cycle: int) -> Path:
         """Return the folder of one cycle."""
@@ -64,23 +65,26 @@ class RunFolder:
         writer.writerows(records)
         write_atomically(self.path / "cycles.csv", text.getvalue())
 
-    def check_config(self, config: Mapping[str, Any], finished: int) -> None:
-        """Refuse to continue a run with another configuration; keep the configuration of a new one.
+    def check_config(self, config: Mapping[str, Any], free: Collection[str], finished: int) -> None:
+        """Refuse to continue a run with another configuration, and say so if the run goes on.
 
         Args:
             config: Nested settings that YAML can hold.
+            free: Dotted names of settings that may change; a name takes everything below it.
             finished: How many cycles are finished.
 
         Raises:
             ValueError: If a setting differs, naming each one.
 
         """
-        file = self.path / "config.yaml"
-        if not self.pool_file.exists() or not file.exists():
-            rank_zero_only(write_atomically)(file, yaml.safe_dump(_plain(config), sort_keys=False))
+        if not self.pool_file.exists() or not self.config_file.exists():
             return
-        old, new = _flatten(yaml.safe_load(file.read_text(encoding="utf-8"))), _flatten(_plain(config))
-        differing = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+        old, new = _flatten(yaml.safe_load(self.config_file.read_text(encoding="utf-8"))), _flatten(_plain(config))
+        differing = [
+            name
+            for name in dict.fromkeys((*old, *new))
+            if old.get(name) != new.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+        ]
         if differing:
             changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
             raise ValueError(
@@ -88,6 +92,11 @@ class RunFolder:
                 "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
             )
         rank_zero_info(f"Continuing the run in {self.path}: {finished} cycles are finished.")
+
+    @rank_zero_only
+    def keep_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration of the run."""
+        write_atomically(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False))
 
     @rank_zero_only
     def set_aside(self) -> None:

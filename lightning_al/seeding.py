@@ -13,7 +13,8 @@ def derive_seed(*entropy: int) -> int:
     """Mix integers into one 63-bit seed.
 
     Sums or products of seeds collide ((1, 2) and (2, 1)); NumPy's `SeedSequence` was made to mix them well and
-    its output is guaranteed not to change between versions.
+    its output is guaranteed not to change between versions. It pads with zeros and splits large integers, so that
+    (1,) and (1, 0) would be one to it; their number and two words for each keep them apart.
 
     Args:
         *entropy: Integers of any sign, such as `(seed, cycle, pass)`.
@@ -26,7 +27,8 @@ def derive_seed(*entropy: int) -> int:
         (True, False)
 
     """
-    words = np.random.SeedSequence([number % 2**64 for number in entropy]).generate_state(1, np.uint64)
+    halves = [half for number in entropy for half in divmod(number % 2**64, 2**32)]
+    words = np.random.SeedSequence([len(entropy), *halves]).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
 
@@ -51,6 +53,17 @@ def make_generator(*entropy: int, device: torch.device | str = "cpu") -> torch.G
 
 
 @contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave the global random numbers of Python, NumPy and torch as they were, even after an exception."""
+    isolation = isolate_rng()
+    isolation.__enter__()
+    try:
+        yield
+    finally:
+        isolation.__exit__(None, None, None)  # told of an exception, it would restore nothing
+
+
+@contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
     """Seed the global random numbers inside, and leave the caller's as they were.
 
@@ -58,7 +71,7 @@ def seeded(*entropy: int) -> Iterator[None]:
         *entropy: Integers such as `(seed, cycle)`.
 
     """
-    with isolate_rng():
+    with preserved_rng():
         word = derive_seed(*entropy) % 2**32  # NumPy takes no more than 32 bits
         random.seed(word)
         np.random.seed(word)

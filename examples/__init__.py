@@ -1,0 +1,1 @@
+"""Runnable scripts, and the data and models of the configurations."""
