@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,7 +23,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-RUNS = ROOT / "runs" / "demo"
 METRIC = "test/accuracy"
 
 
@@ -33,92 +33,113 @@ def main() -> None:
     parser.add_argument(
         "--strategies", nargs="+", default=["random", "noise_stability", "noise_stability_power"], help="YAML names"
     )
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "demo", help="where runs are kept")
     options = parser.parse_args()
+    study = Study(options.folder.resolve(), options.strategies, options.seeds)
     jobs = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategies]
     shown = ("noise_stability", 0) if "noise_stability" in options.strategies else jobs[0]
-    run(*shown, quiet=False)
+    study.run(*shown, quiet=False)
     jobs.remove(shown)
-    print(f"\nThe same for {len(jobs)} more: {', '.join(options.strategies)}, seeds 0 to {options.seeds - 1}.")
+    if jobs:
+        print(f"\nThe same for {len(jobs)} more: {', '.join(options.strategies)}, seeds 0 to {options.seeds - 1}.")
     with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for (strategy, seed), last in zip(jobs, workers.map(lambda job: run(*job, quiet=True), jobs), strict=True):
+        for (strategy, seed), last in zip(jobs, workers.map(lambda job: study.run(*job), jobs), strict=True):
             print(f"  {strategy} seed {seed}: {METRIC} {last:.3f}", flush=True)
-    labeled, curves = read_curves(options.strategies, options.seeds)
-    print("\n" + format_curves(labeled, curves, options.seeds))
-    picture = RUNS / "learning_curve.png"
-    draw(labeled, curves, options.seeds, picture)
-    print(f"\nThe learning curve is in {picture.relative_to(ROOT)}.")
+    print("\n" + study.table())
+    print(f"\nThe learning curve is in {study.draw()}.")
 
 
-def run_folder(strategy: str, seed: int) -> Path:
-    """Return where a run is kept."""
-    return RUNS / f"{strategy}-seed-{seed}"
+@dataclass(frozen=True)
+class Study:
+    """Runs of some strategies over some seeds.
+
+    Attributes:
+        folder: Where the runs are kept.
+        strategies: Names of files in `configs/strategies`.
+        seeds: How many seeds.
+
+    """
+
+    folder: Path
+    strategies: list[str]
+    seeds: int
+
+    def run(self, strategy: str, seed: int, *, quiet: bool = True) -> float:
+        """Run the cycles of one strategy and seed through the command line, and return the last accuracy."""
+        command = ["fit", "--config", "configs/digits.yaml", "--config", f"configs/strategies/{strategy}.yaml"]
+        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(self._run(strategy, seed))]
+        # several runs share the processor; wandb records offline and has nothing to say
+        environment = {**os.environ, "WANDB_SILENT": "true", **({"OMP_NUM_THREADS": "1"} if quiet else {})}
+        if not quiet:
+            print(f"$ lightning-al {' '.join(command)}", flush=True)
+        finished = subprocess.run(
+            [sys.executable, "-m", "lightning_al", *command],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
+        )
+        if finished.returncode:
+            raise SystemExit(f"{strategy} seed {seed} failed.\n{finished.stdout or ''}")
+        return self._cycles(strategy, seed)[-1][1]
+
+    def table(self) -> str:
+        """Lay out mean and standard deviation of each cycle, and of the mean over all cycles, as Markdown."""
+        labeled, curves = self._curves()
+        head = ["strategy", *(f"{count} labels" for count in labeled), "all cycles"]
+        rows = [
+            [name, *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in _summarize(_with_mean(values)))]
+            for name, values in curves.items()
+        ]
+        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
+        lines.insert(1, ["-" * width for width in widths])
+        title = f"{METRIC}, mean ± standard deviation over {self.seeds} seeds:"
+        return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+    def draw(self) -> Path:
+        """Draw mean and standard deviation of the accuracy against the number of labels, and return the file."""
+        labeled, curves = self._curves()
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        for position, (name, values) in enumerate(curves.items()):
+            mean, spread = np.array(_summarize(values)).T
+            style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{position}"}
+            axes.plot(labeled, mean, marker="o", markersize=4, label=name.replace("_", " "), **style)
+            axes.fill_between(labeled, mean - spread, mean + spread, alpha=0.15, color=style["color"], linewidth=0)
+        axes.set(xlabel="labeled samples", ylabel="test accuracy", xticks=labeled)
+        axes.set_title(f"Digits, mean ± standard deviation over {self.seeds} seeds", fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
+        picture = self.folder / "learning_curve.png"
+        figure.savefig(picture, dpi=150)
+        plt.close(figure)
+        return picture
+
+    def _run(self, strategy: str, seed: int) -> Path:
+        return self.folder / f"{strategy}-seed-{seed}"
+
+    def _cycles(self, strategy: str, seed: int) -> list[tuple[int, float]]:
+        with (self._run(strategy, seed) / "cycles.csv").open(encoding="utf-8", newline="") as file:
+            return [(int(row["labeled"]), float(row[METRIC])) for row in csv.DictReader(file)]
+
+    def _curves(self) -> tuple[list[int], dict[str, np.ndarray]]:
+        runs = {name: [self._cycles(name, seed) for seed in range(self.seeds)] for name in self.strategies}
+        labeled = [count for count, _ in runs[self.strategies[0]][0]]
+        return labeled, {
+            name: np.array([[value for _, value in cycles] for cycles in run]) for name, run in runs.items()
+        }
 
 
-def run(strategy: str, seed: int, *, quiet: bool) -> float:
-    """Run the cycles of one strategy and seed through the command line, and return the last accuracy."""
-    command = ["fit", "--config", "configs/digits.yaml", "--config", f"configs/strategies/{strategy}.yaml"]
-    command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(run_folder(strategy, seed))]
-    # several runs share the processor; wandb records offline and has nothing to say
-    environment = {**os.environ, "WANDB_SILENT": "true", **({"OMP_NUM_THREADS": "1"} if quiet else {})}
-    if not quiet:
-        print(f"$ lightning-al {' '.join(command)}", flush=True)
-    finished = subprocess.run(
-        [sys.executable, "-m", "lightning_al", *command],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.STDOUT if quiet else None,
-    )
-    if finished.returncode:
-        raise SystemExit(f"{strategy} seed {seed} failed.\n{finished.stdout or ''}")
-    return read_cycles(strategy, seed)[-1][1]
+def _with_mean(values: np.ndarray) -> np.ndarray:
+    return np.column_stack([values, values.mean(1)])
 
 
-def read_cycles(strategy: str, seed: int) -> list[tuple[int, float]]:
-    """Read labels and accuracy of each cycle of a run."""
-    with (run_folder(strategy, seed) / "cycles.csv").open(encoding="utf-8", newline="") as file:
-        return [(int(row["labeled"]), float(row[METRIC])) for row in csv.DictReader(file)]
-
-
-def read_curves(strategies: list[str], seeds: int) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Read the labeled counts, and a (seeds, cycles) array of accuracies per strategy."""
-    runs = {strategy: [read_cycles(strategy, seed) for seed in range(seeds)] for strategy in strategies}
-    labeled = [count for count, _ in runs[strategies[0]][0]]
-    return labeled, {name: np.array([[value for _, value in cycles] for cycles in run]) for name, run in runs.items()}
-
-
-def format_curves(labeled: list[int], curves: dict[str, np.ndarray], seeds: int) -> str:
-    """Lay out mean and standard deviation of each cycle, and of their mean over all cycles."""
-    width = max(map(len, curves))
-    head = [f"{METRIC}, mean ± standard deviation over {seeds} seeds", ""]
-    head += [" ".join([f"{'labeled':<{width}}", *(f"{count:>13}" for count in labeled), f"{'all':>13}"])]
-    rows = []
-    for name, values in curves.items():
-        spread = values.std(0, ddof=1) if seeds > 1 else np.zeros(len(labeled))
-        cells = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(values.mean(0), spread, strict=True)]
-        curve = values.mean(1)
-        cells.append(f"{curve.mean():.3f} ± {curve.std(ddof=1) if seeds > 1 else 0:.3f}")
-        rows.append(" ".join([f"{name:<{width}}", *(f"{cell:>13}" for cell in cells)]))
-    return "\n".join(head + rows)
-
-
-def draw(labeled: list[int], curves: dict[str, np.ndarray], seeds: int, picture: Path) -> None:
-    """Draw mean and standard deviation of the accuracy against the number of labels."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for position, (name, values) in enumerate(curves.items()):
-        mean = values.mean(0)
-        spread = values.std(0, ddof=1) if seeds > 1 else np.zeros(len(mean))
-        style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{position}"}
-        axes.plot(labeled, mean, marker="o", markersize=4, label=name.replace("_", " "), **style)
-        axes.fill_between(labeled, mean - spread, mean + spread, alpha=0.15, color=style["color"], linewidth=0)
-    axes.set(xlabel="labeled samples", ylabel="test accuracy", xticks=labeled)
-    axes.set_title(f"Digits, 20 more labels per cycle: mean ± standard deviation, {seeds} seeds", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(picture, dpi=150)
-    plt.close(figure)
+def _summarize(values: np.ndarray) -> list[tuple[float, float]]:
+    """Return mean and standard deviation of each column; one seed has no spread."""
+    spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    return list(zip(values.mean(0).tolist(), spread.tolist(), strict=True))
 
 
 if __name__ == "__main__":

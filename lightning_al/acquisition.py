@@ -4,11 +4,13 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +34,10 @@ from lightning_al.tracking import log_query
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 EXAMPLES = 8  # candidates that `prepare` sees
+NO_BEST_WEIGHTS = (
+    "`{}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` saved any. Add one with "
+    "`monitor=`, or use ckpt='last'."
+)
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,8 @@ class Acquisition(Callback, ABC):
             raise MisconfigurationException(
                 "Two acquisition callbacks would both label at fit end. Keep one, or wrap both in one strategy."
             )
+        if self.ckpt == "best" and trainer.checkpoint_callback is None:
+            raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
         self._trained = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -241,8 +249,11 @@ class Acquisition(Callback, ABC):
         generator = make_generator(seed, datamodule.pool.cycle)
         if not self.needs_forward:
             return Query(torch.empty(len(indices), 0), indices, budget, generator)
-        device = trainer.strategy.root_device
-        with attached_clone(trainer, module) as clone, torch.no_grad(), true_float32(device):
+        precision = trainer.precision_plugin
+        # a forward that makes tensors of its own, such as a first hidden state, must make them double too
+        default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
+        exact = true_float32(trainer.strategy.root_device)
+        with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
             self._load_best(trainer, clone)
             predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
             first = next(iter(datamodule.pool_dataloader(indices[:EXAMPLES], shard=False)))
@@ -260,14 +271,11 @@ class Acquisition(Callback, ABC):
         return Query(rows, ids, budget, generator, labeled if self.needs_labeled else None)
 
     def _load_best(self, trainer: Trainer, clone: LightningModule) -> None:
-        if self.ckpt == "last":
+        if self.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
             return
         path = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if not path:
-            raise MisconfigurationException(
-                f"`{type(self).__name__}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` "
-                "saved any. Add one with `monitor=`, or use ckpt='last'."
-            )
+            raise MisconfigurationException(NO_BEST_WEIGHTS.format(type(self).__name__))
         load_weights(clone, path)
 
     def _checked(self, picks: list[int], query: Query) -> list[int]:

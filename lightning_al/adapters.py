@@ -1,6 +1,7 @@
 """The one file that knows what a batch and what a model output look like."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -127,39 +128,46 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         return _from_mapping(module, batch, parameters)
     if isinstance(batch, Tensor) or not isinstance(batch, (list, tuple)):
         return (batch,), {}
-    required = [
-        parameter
-        for parameter in parameters
-        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
+    required = _required(parameters)
     if len(batch) == 0:
         raise TypeError(f"An empty {type(batch).__name__} came as a batch. {THREE_WAYS_OUT}")
     inputs = batch[0]
+    if isinstance(inputs, Mapping) and (len(required) <= 1 or set(required) <= set(inputs)):
+        return _from_mapping(module, inputs, parameters)
     if len(required) <= 1:
-        return _from_mapping(module, inputs, parameters) if isinstance(inputs, Mapping) else ((inputs,), {})
+        return (inputs,), {}
     if isinstance(inputs, (list, tuple)) and len(inputs) >= len(required):
         return tuple(inputs[: len(required)]), {}
     if len(batch) >= len(required):  # forward takes the targets too, as in teacher forcing
         return tuple(batch[: len(required)]), {}
     raise TypeError(
-        f"`{type(module).__name__}.forward` needs {[parameter.name for parameter in required]}, but the batch is a "
-        f"{describe(batch)}. {THREE_WAYS_OUT}"
+        f"`{type(module).__name__}.forward` needs {required}, but the batch is a {describe(batch)}. {THREE_WAYS_OUT}"
     )
+
+
+def _required(parameters: list[inspect.Parameter]) -> list[str]:
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
 
 
 def _from_mapping(
     module: nn.Module, batch: Mapping[str, Any], parameters: list[inspect.Parameter]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return (), inputs
+    required = _required(parameters)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     named = {parameter.name: inputs[parameter.name] for parameter in parameters if parameter.name in inputs}
-    if named:
-        return (), named
+    if named:  # forward may take the targets too, as in teacher forcing
+        named.update({name: batch[name] for name in required if name in batch})
+    if (named or takes_any) and set(required) <= set(named):
+        return (), {**inputs, **named} if takes_any else named
     if parameters and parameters[0].name in ("batch", "sample", "samples"):
         return (batch,), {}
     known = [key for key in INPUT_KEYS if key in inputs] or list(inputs)
-    if len(known) == 1:
+    if len(known) == 1 and len(required) <= 1:
         return (inputs[known[0]],), {}
     raise TypeError(
         f"Cannot tell which entry of {describe(batch)} is the input of `{type(module).__name__}.forward"
@@ -234,12 +242,14 @@ def label_of(sample: Any) -> int:
         ValueError: If there is no scalar label.
 
     """
-    label = None
+    label: Any = None
     if isinstance(sample, Mapping):
         label = next((sample[key] for key in LABEL_KEYS if key in sample), None)
     elif isinstance(sample, Sequence) and len(sample) > 1:
         label = sample[-1]
-    if label is None or isinstance(label, (str, Mapping)) or (isinstance(label, Tensor) and label.numel() != 1):
+    if math.prod(getattr(label, "shape", (0,))) == 1:  # of NumPy or torch
+        label = label.item()
+    if not isinstance(label, (int, float)) or int(label) != label:
         raise ValueError(
             f"Found no class label in {describe(sample)}: expected (input, label) or one of the keys "
             f"{', '.join(LABEL_KEYS)}. Pass explicit indices as `initial_size`, or leave `balanced_start` off."

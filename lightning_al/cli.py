@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-from lightning_al.acquisition import Acquisition
-from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.loop import run_cycles
 
 try:
     from jsonargparse import ActionYesNo, Namespace
@@ -22,6 +15,14 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         'The command line needs jsonargparse: pip install "jsonargparse[signatures]". The Python API works without it.'
     ) from error
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_al.acquisition import Acquisition
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.loop import run_cycles
 
 # what may change between the processes that continue a run: none of these has a say in which samples are picked
 FREE_SETTINGS = (
@@ -111,6 +112,12 @@ class ActiveLearningCLI(LightningCLI):
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and arguments.get("save_dir") in (".", None) and "save_dir" in arguments:
                 arguments.save_dir = trainer.default_root_dir
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Leave out the acquisition that was not asked for, which LightningCLI would add as a None."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not None]  # type: ignore[attr-defined]
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         """Run all cycles; LightningCLI calls this instead of `Trainer.fit`."""

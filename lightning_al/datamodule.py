@@ -94,11 +94,8 @@ class ActiveLearningDataModule(LightningDataModule):
         pool_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("pool_batch_size", pool_batch_size),
-            ("candidates", candidates),
-        ):
+        sizes = {"batch_size": batch_size, "pool_batch_size": pool_batch_size, "candidates": candidates}
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"`ActiveLearningDataModule({name}={value})`: `{name}` must be at least 1.")
         if isinstance(datamodule_or_train_dataset, LightningDataModule):
@@ -119,7 +116,8 @@ class ActiveLearningDataModule(LightningDataModule):
         self.balanced_start = balanced_start
         self.seed = seed
         self.pool_file = None if pool_file is None else Path(pool_file)
-        self.prepare_data_per_node = self.datamodule.prepare_data_per_node
+        for flag in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
+            setattr(self, flag, getattr(self.datamodule, flag))
         for name in PASSED_THROUGH:
             # Lightning acts on whether a datamodule overrides a hook, so only those that the user wrote may show
             if is_overridden(name, self.datamodule):
@@ -150,6 +148,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Let the wrapped datamodule download and prepare, on one process."""
+        self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
 
     def setup(self, stage: str) -> None:
@@ -250,10 +249,10 @@ class ActiveLearningDataModule(LightningDataModule):
         self.reload_pool()
         size, digest = len(self._train_dataset), fingerprint(self._train_dataset)
         if self._pool is None:
-            self._pool = Pool(size, digest)
-            generator = make_generator(self.seed, 0, INITIAL_STREAM)
+            pool, generator = Pool(size, digest), make_generator(self.seed, 0, INITIAL_STREAM)
             indices = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start)
-            self._pool.label(indices, strategy="initial")
+            pool.label(indices, strategy="initial")
+            self._pool = pool
             self.save_pool()
         source = "The pool" if self.pool_file is None else f"Pool file {self.pool_file}"
         self._pool.check_dataset(size, digest, source)
@@ -261,18 +260,16 @@ class ActiveLearningDataModule(LightningDataModule):
     def _adopt(self, pool: Pool, source: str) -> None:
         """Take over a stored pool, unless the present one has everything that it has and more."""
         current = self._pool
-        if current is None:
-            self._pool = pool
-            return
-        pool.check_dataset(current.size, current.fingerprint, source)
-        if current.extends(pool):
-            return
-        # a first draw that nothing was built on may give way, unless a file keeps it
-        if not pool.extends(current) and (current.cycle > 0 or self.pool_file is not None):
-            raise ValueError(
-                f"{source} and the present pool were labeled differently ({pool!r} against {current!r}), and "
-                "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
-            )
+        if current is not None:
+            pool.check_dataset(current.size, current.fingerprint, source)
+            if current.extends(pool):
+                return
+            # a first draw that nothing was built on may give way, unless a file keeps it
+            if not pool.extends(current) and (current.cycle > 0 or self.pool_file is not None):
+                raise ValueError(
+                    f"{source} and the present pool were labeled differently ({pool!r} against {current!r}), and "
+                    "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
+                )
         self._pool = pool
 
     def _make_evaluation_dataset(self) -> Any:
@@ -288,15 +285,15 @@ class ActiveLearningDataModule(LightningDataModule):
         return self._train_dataset if view is None else view
 
     def _warn_if_random(self) -> None:
-        differing = differing_samples(self._evaluation_dataset)
-        if differing:
+        if differing := differing_samples(self._evaluation_dataset):
             rank_zero_warn(
                 f"Reading samples {differing} of the pool twice gave different values, so scores will depend on the "
                 "augmentation. Pass `pool_dataset=` with evaluation transforms (the same samples in the same order)."
             )
 
     def _wrapped_loader(self) -> DataLoader[Any]:
-        loader = self.datamodule.train_dataloader()
+        with seeded(self.seed):  # indices must mean the same samples, even where a split is drawn in here
+            loader = self.datamodule.train_dataloader()
         return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
 
     def _evaluation_loader(self) -> DataLoader[Any] | None:

@@ -33,7 +33,8 @@ def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
     base = _base(reference)
     if base is None or not hasattr(base, "transform"):
         return None
-    return _replace_transforms(dataset, {name: getattr(base, name, None) for name in TRANSFORM_ATTRIBUTES})
+    transforms = {name: getattr(base, name) for name in TRANSFORM_ATTRIBUTES if hasattr(base, name)}
+    return _replace_transforms(dataset, transforms)
 
 
 def _base(dataset: Any) -> Any | None:
@@ -160,9 +161,9 @@ def class_labels(dataset: Any) -> list[int]:
         labels = class_labels(dataset.dataset)
         return [labels[index] for index in dataset.indices]
     for name in ("targets", "labels", "y"):
-        values = getattr(dataset, name, None)
-        if values is not None and len(values) == len(dataset):
-            return [int(value) for value in values]
+        values: Any = getattr(dataset, name, None)
+        if hasattr(values, "__len__") and len(values) == len(dataset):
+            return [label_of((None, value)) for value in values]
     return [label_of(dataset[index]) for index in range(len(dataset))]
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
 )
 
 CARRIED_OPTIONS = (
@@ -54,12 +55,12 @@ class PoolView(Dataset[tuple[int, Any]]):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
-        index = self.indices[position]
+        index = int(self.indices[position])
         return index, self.dataset[index]
 
     def __getitems__(self, positions: list[int]) -> list[tuple[int, Any]]:
         """Read several samples at once, which datasets such as Hugging Face's do much faster."""
-        indices = [self.indices[position] for position in positions]
+        indices = [int(self.indices[position]) for position in positions]
         if callable(getattr(self.dataset, "__getitems__", None)):
             return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
         return [(index, self.dataset[index]) for index in indices]
@@ -115,6 +116,7 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
 
     Raises:
         TypeError: If it is not one `DataLoader`, or its dataset is a stream.
+        MisconfigurationException: If its sampler keeps a part of the dataset out of training.
 
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -122,6 +124,13 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
         raise TypeError(
             f"`{source}` gave a {found}; expected one DataLoader over a map-style dataset, whose samples have "
             "indices. Join several datasets with `ConcatDataset`; materialize a stream."
+        )
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if isinstance(sampler, SubsetRandomSampler) and len(sampler) < size:  # the rest may well be the validation data
+        raise MisconfigurationException(
+            f"`{source}` draws from {len(sampler)} of {size} samples with a SubsetRandomSampler, but the whole dataset "
+            "would become the pool. Use `DataLoader(Subset(dataset, indices), shuffle=True)` instead."
         )
     return loader
 
@@ -158,14 +167,21 @@ def labeled_loader(
             labeled, theirs.num_replicas, theirs.rank, theirs.shuffle, theirs.seed, theirs.drop_last
         )
         return DataLoader(labeled, size, sampler=sampler, **options)
-    if not isinstance(wrapped.sampler, (RandomSampler, SequentialSampler)):
+    sequential = isinstance(wrapped.sampler, SequentialSampler)
+    if not sequential and not _is_plain_shuffle(wrapped.sampler):
         rank_zero_warn(
             f"The training loader's {type(wrapped.sampler).__name__} draws from the whole dataset, so the labeled part "
             "is shuffled uniformly instead. Weigh classes in the loss if that matters."
         )
     # with a batch sampler of the user's own, the loader's sampler says nothing: torch puts a sequential one there
-    shuffle = wrapped.batch_size is None or not isinstance(wrapped.sampler, SequentialSampler)
+    shuffle = wrapped.batch_size is None or not sequential
     return DataLoader(labeled, size, shuffle=shuffle, generator=wrapped.generator, **options)
+
+
+def _is_plain_shuffle(sampler: Any) -> bool:
+    if not isinstance(sampler, RandomSampler) or sampler.replacement:
+        return False
+    return sampler.num_samples == len(sampler.data_source)
 
 
 def pool_loader(
@@ -207,8 +223,8 @@ def resolve_batch_size(wrapped: DataLoader[Any], batch_size: int | None) -> int:
     """
     if wrapped.batch_sampler is None:
         raise MisconfigurationException(
-            f"The training loader does not batch (`batch_size=None`), so an item of its {type(wrapped.dataset).__name__} "
-            "is a whole batch. Give it a dataset of single samples and a `batch_size`."
+            "The training loader does not batch (`batch_size=None`), so an item of its "
+            f"{type(wrapped.dataset).__name__} is a whole batch. Give it single samples and a `batch_size`."
         )
     size = batch_size or wrapped.batch_size
     if size is None:

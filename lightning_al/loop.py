@@ -68,7 +68,8 @@ def run_cycles(
         score_seconds, select_seconds`.
 
     Raises:
-        ValueError: If an argument is out of range, or the run folder holds a run with another configuration.
+        ValueError: If an argument is out of range, the run folder holds a run with another configuration, or the
+            datamodule the labels of another run.
         MisconfigurationException: If a trainer has no acquisition callback.
 
     Example:
@@ -99,8 +100,7 @@ def run_cycles(
         run_dir = example.default_root_dir if run_dir is None else run_dir
         config = _settings(_acquisition_of(example), datamodule, policy, ckpt) if config is None else config
     folder = RunFolder(Path(run_dir))
-    if overwrite:
-        folder.set_aside()
+    _check_pool_file(datamodule, folder, overwrite)
     # `overwrite` does not look into the folder, which another process may be about to set aside
     records = [] if overwrite else folder.read_records()
     datamodule.pool_file = folder.pool_file
@@ -108,12 +108,17 @@ def run_cycles(
         folder.check_config(config, free, finished=len(records))
         datamodule.reload_pool()
     for cycle in range(len(records), cycles):
+        if records and not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
+            rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
+            break
         seed_everything(derive_seed(datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
         _acquisition_of(trainer).ckpt = ckpt
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
-            return [_run_cycle(trainer, model, datamodule, cycle, ckpt)]
+            return [_run_cycle(trainer, model, datamodule, cycle, "last")]
+        if overwrite and cycle == 0:
+            folder.set_aside()
         folder.keep_config(config)
         _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
         policy.apply(model, folder.weights(cycle - 1) if cycle else None)
@@ -121,11 +126,9 @@ def run_cycles(
         records.append(_run_cycle(trainer, model, datamodule, cycle, ckpt))
         if policy.needs_previous:
             folder.write_weights(cycle, model)
+            trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
         _report(trainer, records[-1])
-        if not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
-            rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
-            break
     datamodule.begin_cycle(None)
     rank_zero_info(f"\n{format_table(records)}")
     return records
@@ -162,14 +165,35 @@ def _settings(
     acquisition: Acquisition, datamodule: ActiveLearningDataModule, policy: ResetPolicy, ckpt: str
 ) -> dict[str, Any]:
     """Collect what must not change when a run is continued, as far as a Python caller tells it."""
-    names = [name for name in inspect.signature(type(acquisition).__init__).parameters if name != "self"]
+    name = type(acquisition).__name__
+    settings = {"class": name}
+    for parameter in inspect.signature(type(acquisition)).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if not hasattr(acquisition, parameter.name):
+            raise MisconfigurationException(
+                f"`{name}({parameter.name}=...)` is not kept as `self.{parameter.name}`, so nobody could tell whether "
+                "it is the same when the run is continued. Store it under its name, or pass `run_cycles(config=...)`."
+            )
+        settings[parameter.name] = getattr(acquisition, parameter.name)
     split = ("initial_size", "balanced_start", "candidates", "seed")
     return {
-        "acquisition": {"class": type(acquisition).__name__, **{name: getattr(acquisition, name) for name in names}},
+        "acquisition": settings,
         "data": {name: getattr(datamodule, name) for name in split},
         **asdict(policy),
         "ckpt": ckpt,
     }
+
+
+def _check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:
+    """Refuse a datamodule that brings the labels of another run, which this one would replay."""
+    used = datamodule.pool_file
+    if used is not None and (overwrite or used.resolve() != folder.pool_file.resolve()):
+        raise ValueError(
+            f"`run_cycles`: the datamodule's labels belong in {used}, those of this run in {folder.pool_file}"
+            f"{', which is overwritten' if overwrite else ''}. Make a fresh `ActiveLearningDataModule`, without "
+            "`pool_file`, for every run."
+        )
 
 
 def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 The passes are written as a readable loop. Nothing outside this file knows how a perturbed output comes about.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Noise:
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not self.magnitude > 0:
+        if not 0 < self.magnitude < math.inf:
             raise ValueError(f"`Noise(magnitude={self.magnitude})`: must be positive; the paper uses 1e-3.")
         for name, allowed in (("distribution", Distribution), ("scope", Scope)):
             if getattr(self, name) not in get_args(allowed):
@@ -71,7 +72,8 @@ class Noise:
             sizes, lengths = _norms(parameters), _norms(directions)
             if self.scope == "global":
                 sizes, lengths = sizes.norm().expand_as(sizes), lengths.norm().expand_as(lengths)
-            factors = list(self.magnitude * sizes / lengths)
+            # a parameter of one element can draw a zero (in low precision often): then there is no direction to step in
+            factors = list(torch.where(lengths > 0, self.magnitude * sizes / lengths, 0.0))
         return [direction.mul_(factor.to(direction)) for direction, factor in zip(directions, factors, strict=True)]
 
     def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
@@ -166,10 +168,13 @@ def noisy_parameters(
     """
     if patterns is not None:
         _check_patterns(module, patterns)
+    # a tied parameter has several names, of which any may match
+    named = module.named_parameters(remove_duplicate=False)
+    matching = {id(parameter) for name, parameter in named if patterns is None or _matches(name, patterns)}
     trainable = [
         parameter
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and parameter.numel() and (patterns is None or _matches(name, patterns))
+        for parameter in module.parameters()
+        if parameter.requires_grad and parameter.numel() and id(parameter) in matching
     ]
     with torch.no_grad(), _RecordArguments() as record:
         run()

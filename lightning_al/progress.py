@@ -27,13 +27,29 @@ def progress_bar(trainer: Trainer, total: int, description: str) -> Iterator[Cal
     if callback is None or getattr(callback, "is_disabled", False) or not trainer.is_global_zero:
         yield lambda samples: None
     elif isinstance(callback, RichProgressBar):
-        from rich.progress import Progress
-
-        with Progress(transient=True) as rich_bar:
-            task = rich_bar.add_task(description, total=total)
-            yield lambda samples: rich_bar.advance(task, samples)
+        with _rich_task(callback, total, description) as advance:
+            yield advance
     else:
         with Tqdm(
             desc=description, total=total, unit="sample", leave=False, dynamic_ncols=True, file=sys.stdout
         ) as tqdm_bar:
             yield tqdm_bar.update
+
+
+@contextmanager
+def _rich_task(callback: RichProgressBar, total: int, description: str) -> Iterator[Callable[[int], object]]:
+    """Add a bar to the trainer's display: that one is still alive, and rich before 14.1 allows no second."""
+    display = callback.progress
+    if display is None:
+        yield lambda samples: None
+        return
+    task = display.add_task(description, total=total)
+
+    def advance(samples: int) -> None:
+        display.advance(task, samples)
+        callback.refresh()
+
+    try:
+        yield advance
+    finally:
+        display.remove_task(task)

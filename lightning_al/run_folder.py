@@ -28,6 +28,7 @@ class RunFolder:
         self.path = path
         self.pool_file = path / "pool.json"
         self.config_file = path / "config.yaml"
+        self.table = path / "cycles.csv"
 
     def cycle(self, cycle: int) -> Path:
         """Return the folder of one cycle."""
@@ -46,11 +47,20 @@ class RunFolder:
         partial.replace(self.weights(cycle))
 
     def read_records(self) -> list[Record]:
-        """Return the records of the finished cycles."""
-        table = self.path / "cycles.csv"
-        if not table.exists():
+        """Return the records of the finished cycles.
+
+        Raises:
+            ValueError: If there are records without their pool.
+
+        """
+        if not self.table.exists():
             return []
-        with table.open(encoding="utf-8", newline="") as file:
+        if not self.pool_file.exists():
+            raise ValueError(
+                f"{self.table} counts finished cycles, but there is no {self.pool_file.name} beside it that says what "
+                "they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
+            )
+        with self.table.open(encoding="utf-8", newline="") as file:
             return [
                 {name: _number(text) for name, text in row.items() if text not in ("", None)}
                 for row in csv.DictReader(file)
@@ -63,7 +73,7 @@ class RunFolder:
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for record in records for name in record)))
         writer.writeheader()
         writer.writerows(records)
-        write_atomically(self.path / "cycles.csv", text.getvalue())
+        write_atomically(self.table, text.getvalue())
 
     def check_config(self, config: Mapping[str, Any], free: Collection[str], finished: int) -> None:
         """Refuse to continue a run with another configuration, and say so if the run goes on.
@@ -77,9 +87,10 @@ class RunFolder:
             ValueError: If a setting differs, naming each one.
 
         """
-        if not self.pool_file.exists() or not self.config_file.exists():
+        if not self.pool_file.exists():
             return
-        old, new = _flatten(yaml.safe_load(self.config_file.read_text(encoding="utf-8"))), _flatten(_plain(config))
+        begun = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else config
+        old, new = _flatten(_plain(begun)), _flatten(_plain(config))
         differing = [
             name
             for name in dict.fromkeys((*old, *new))
@@ -106,7 +117,7 @@ class RunFolder:
             ValueError: If the folder is the working directory or holds it.
 
         """
-        if not self.pool_file.exists():
+        if not self.pool_file.exists() and not self.table.exists():
             return
         if Path.cwd().is_relative_to(self.path.resolve()):
             raise ValueError(

@@ -3,16 +3,17 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_al.adapters import LOW_PRECISION, THREE_WAYS_OUT
 from lightning_al.loaders import PoolBatch
@@ -29,26 +30,26 @@ def true_float32(device: torch.device) -> Iterator[None]:
     A finite difference subtracts two nearly equal numbers, so it keeps only the digits that the precision has to
     spare: under bfloat16 autocast it would rank rounding errors.
     """
-    settings = _float32_settings()
-    before = [getattr(owner, name) for owner, name, _ in settings]
-    for owner, name, exact in settings:
-        setattr(owner, name, exact)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
+    with ExitStack() as stack:
+        for get, put, exact in _float32_settings():
+            value = get()
+            if value != exact:  # an inherited value must not become one of the switch's own when it is restored
+                stack.callback(put, value)
+                put(exact)
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
-def _float32_settings() -> list[tuple[Any, str, Any]]:
-    """List the switches that let float32 work run in less, each with its exact value."""
-    backends = torch.backends
+def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """List how to read and write what lets float32 work run in less, parents first, each with its exact value."""
+    backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # torch 2.9 and newer: the old switches may not even be read beside these
-        owners = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-        owners += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]  # type: ignore[attr-defined]
-        return [(owner, "fp32_precision", "ieee") for owner in owners]
-    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+        owners = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul, backends.mkldnn.matmul]
+        owners += [operators for backend in owners[1:3] for operators in (backend.conv, backend.rnn)]
+        name = "fp32_precision"
+        return [(partial(getattr, owner, name), partial(setattr, owner, name), "ieee") for owner in owners]
+    cudnn = (partial(getattr, backends.cudnn, "allow_tf32"), partial(setattr, backends.cudnn, "allow_tf32"), False)
+    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), cudnn]
 
 
 def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
@@ -72,6 +73,8 @@ def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
             f"{type(module).__name__} cannot be copied for scoring ({type(error).__name__}: {error}). Keep open files, "
             "locks and tensors that carry a graph (use `.detach()`) out of the module's attributes."
         ) from error
+    if getattr(clone, "_compiler_ctx", None) is not None:
+        clone = to_uncompiled(clone)  # type: ignore[arg-type]  # compiled functions in a copy still call the original
     for tensor in (*clone.parameters(), *clone.buffers()):
         if tensor.dtype in LOW_PRECISION:
             tensor.data = tensor.data.float()
@@ -218,7 +221,7 @@ def chunked(batches: Iterable[BatchT], chunk_bytes: int = CHUNK_BYTES) -> Iterat
     chunk: list[BatchT] = []
     held = 0
     for batch in batches:
-        size = sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+        size = _nbytes(batch) or chunk_bytes  # what holds tensors out of sight makes a chunk of its own
         if chunk and held + size > chunk_bytes:
             yield chunk
             chunk, held = [], 0
@@ -226,6 +229,13 @@ def chunked(batches: Iterable[BatchT], chunk_bytes: int = CHUNK_BYTES) -> Iterat
         held += size
     if chunk:
         yield chunk
+
+
+def _nbytes(batch: Any) -> int:
+    tensors: dict[int, Tensor] = {}
+    # torch's pytree would not look into mappings of other makes, such as Hugging Face's
+    apply_to_collection(batch, Tensor, lambda tensor: tensors.setdefault(id(tensor), tensor), allow_frozen=True)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:

@@ -1,9 +1,20 @@
 """Toy data and a toy model, and the checks that every acquisition must pass; public, for contributors."""
 
+import copy
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from lightning_al.acquisition import Acquisition
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.seeding import seeded
 
 
 class ToyDataset(Dataset[tuple[Tensor, int]]):
@@ -68,3 +79,100 @@ class ToyClassifier(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+def check_acquisition(make: Callable[[], Acquisition], model: LightningModule | None = None) -> None:
+    """Run an acquisition through a real fit and check what every strategy promises.
+
+    Picks are distinct, new and as many as asked for; the same seed gives the same picks and another cycle is another
+    query; the user's module, its training flags and the global random numbers stay bit-identical; a pool that is
+    no larger than the query is labeled whole; the acquisition pickles before and after.
+
+    Args:
+        make: Returns a fresh acquisition whose `query_size` is an integer below 60.
+        model: A classifier for `ToyDataset`; by default a `ToyClassifier`.
+
+    Raises:
+        AssertionError: With the promise that is not kept.
+
+    Cost: four fits of a toy model on the CPU, about a second.
+
+    Example:
+        >>> from lightning_al import MarginAcquisition
+        >>> check_acquisition(lambda: MarginAcquisition(query_size=7))
+
+    """
+    module = ToyClassifier() if model is None else model
+    size = make().query_size
+    if not isinstance(size, int) or size >= 60:
+        raise ValueError(f"`check_acquisition`: expected a `query_size` that is an integer below 60, got {size}.")
+    _require(pickle.loads(pickle.dumps(make())).query_size == size, "pickles before a fit")
+
+    first, again = _fit(make(), module), _fit(make(), module)
+    picks = first.pool.history[1].indices
+    _require(len(picks) == len(set(picks)) == size, f"labels exactly {size} distinct samples, not {picks}")
+    _require(not set(picks) & set(first.pool.history[0].indices), "labels nothing twice")
+    _require(all(type(index) is int for index in picks), "gives plain integers")
+    _require(picks == again.pool.history[1].indices, "picks the same for the same seed")
+
+    second = _fit(make(), module, data=first).pool.history[2].indices
+    _require(len(second) == size and not set(second) & set(first.pool.labeled_by(1)), "queries the next cycle afresh")
+
+    rest = _fit(make(), module, initial_size=120 - size)
+    _require(rest.pool.num_unlabeled == 0, "labels a pool that is no larger than the query")
+
+
+def _fit(
+    acquisition: Acquisition,
+    module: LightningModule,
+    initial_size: int = 20,
+    data: ActiveLearningDataModule | None = None,
+) -> ActiveLearningDataModule:
+    """Fit a copy of the module for one epoch, and check that the query left no trace on it."""
+    if data is None:
+        # 100 candidates in batches of 32: the last one is partial
+        data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=32)
+    before, after = _Snapshot(), _Snapshot()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[before, acquisition, after],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with seeded(0):
+        trainer.fit(copy.deepcopy(module), data)
+    for part, value in before.taken.items():
+        _require(_equal(value, after.taken[part]), f"leaves {part} as it was")
+    _require(pickle.loads(pickle.dumps(acquisition)).query_size == acquisition.query_size, "pickles after a fit")
+    return data
+
+
+class _Snapshot(Callback):
+    """Keep the state that a query must not change; placed before and after the acquisition."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.taken = {
+            "parameters and buffers": {name: value.clone() for name, value in pl_module.state_dict().items()},
+            "the training flags": [module.training for module in pl_module.modules()],
+            "the gradients' flags": [parameter.requires_grad for parameter in pl_module.parameters()],
+            "the device": pl_module.device,
+            "torch's random numbers": torch.get_rng_state(),
+            "NumPy's random numbers": str(np.random.get_state()),
+            "Python's random numbers": random.getstate(),
+        }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return bool(one == other)
+
+
+def _require(kept: bool, promise: str) -> None:
+    if not kept:
+        raise AssertionError(f"The acquisition must keep this promise: it {promise}.")

@@ -97,7 +97,7 @@ def check_options(passes: int, output: str, norm: str, method: str) -> None:
         ValueError: With the option, what was expected and what came.
 
     """
-    if passes < 1:
+    if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"`passes={passes}`: noise stability needs at least one pass; the paper uses 10.")
     for name, value, allowed in (("output", output, Output), ("norm", norm, Norm), ("method", method, Method)):
         if value not in get_args(allowed):

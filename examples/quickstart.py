@@ -1,0 +1,22 @@
+"""Active learning in Python: the two lines for one query, and all cycles. Runs on a CPU in seconds."""
+
+import logging
+
+from lightning.pytorch import Trainer
+
+from examples.digits import DigitsClassifier, DigitsDataModule
+from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, run_cycles
+
+QUIET = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def make(cycle: int) -> tuple[Trainer, DigitsClassifier]:
+    """Return what a cycle needs anew."""
+    query = NoiseStabilityAcquisition(query_size=20)
+    return Trainer(max_epochs=50, accelerator="cpu", callbacks=[query], **QUIET), DigitsClassifier()
+
+
+data = ActiveLearningDataModule(DigitsDataModule(), initial_size=20)
+for record in run_cycles(make, data, cycles=5, run_dir="runs/quickstart"):
+    print(f"{record['labeled']:4d} labels: {record['test/accuracy']:.3f}")

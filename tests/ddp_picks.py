@@ -1,0 +1,60 @@
+"""What every strategy picks on some number of processes; a script, because DDP starts its own processes.
+
+python -m tests.ddp_picks 2 picks.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.seeding import seeded
+from lightning_al.testing import ToyClassifier, ToyDataset
+from tests.strategy_settings import SETTINGS
+
+
+def main(processes: int, path: Path) -> None:
+    picks = {
+        f"{strategy.__name__} {settings}": picks_of(strategy(query_size=15, **settings), processes)
+        for strategy, cases in SETTINGS.items()
+        for settings in cases
+    }
+    path.write_text(json.dumps(picks))  # every process writes the same
+
+
+def picks_of(acquisition, processes=1):
+    """Return the picks after a fit that leaves the weights alone, so that scores can be compared."""
+    data = ActiveLearningDataModule(ToyDataset(), initial_size=20, batch_size=16)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        callbacks=[acquisition],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with seeded(0):
+        trainer.fit(UnchangedClassifier(), data)
+    return data.pool.history[1].indices
+
+
+class UnchangedClassifier(ToyClassifier):
+    """Neither the weights nor the statistics of the batch normalization move; two processes would move them apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1].momentum = 0.0
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        optimizer.param_groups[0]["lr"] = 0.0
+        return optimizer
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,100 @@
+"""What every strategy promises; strategies are found by walking the package, so a new one cannot slip by."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_al import strategies
+from lightning_al.acquisition import Acquisition
+from lightning_al.testing import check_acquisition
+from tests.ddp_picks import picks_of
+from tests.strategy_settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs" / "strategies"
+
+
+def find_strategies() -> list[type[Acquisition]]:
+    found = []
+    for info in pkgutil.iter_modules(strategies.__path__):
+        module = importlib.import_module(f"lightning_al.strategies.{info.name}")
+        found += [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, Acquisition) and value.__module__ == module.__name__
+        ]
+    return found
+
+
+STRATEGIES = find_strategies()
+CASES = [
+    pytest.param(strategy, settings, id=f"{strategy.__name__}-{'-'.join(map(str, settings.values()))}")
+    for strategy in STRATEGIES
+    for settings in SETTINGS.get(strategy, [])
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_is_final_public_documented_and_has_settings(strategy):
+    assert strategy in SETTINGS, f"add {strategy.__name__} to tests/strategy_settings.py"
+    assert strategy.__bases__ == (Acquisition,), "strategies are final: combine by wrapping"
+    assert strategy.__name__ in strategies.__all__
+    snake = re.sub(r"(?<!^)(?<![A-Z])(?=[A-Z])", "_", strategy.__name__.removesuffix("Acquisition")).lower()
+    assert strategy.__module__ == f"lightning_al.strategies.{snake}"
+    for section in ("Args:", "Cost:", "Example:"):
+        assert section in strategy.__doc__
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_stores_every_constructor_argument_under_its_name(strategy):
+    parameters = inspect.signature(strategy.__init__).parameters
+    acquisition = strategy(query_size=3)
+    for name, parameter in parameters.items():
+        if name not in ("self", "query_size"):
+            assert getattr(acquisition, name) == parameter.default
+    assert acquisition.query_size == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_has_a_configuration_of_its_own(strategy):
+    classes = [yaml.safe_load(path.read_text())["acquisition"]["class_path"] for path in CONFIGS.glob("*.yaml")]
+    assert strategy.__name__ in classes
+
+
+@pytest.mark.parametrize(("strategy", "settings"), CASES)
+def test_keeps_the_promises(strategy, settings):
+    check_acquisition(lambda: strategy(query_size=7, **settings))
+
+
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if "seed" in vars(strategy(1))])
+def test_another_seed_makes_another_draw(strategy):
+    drawn = [picks_of(strategy(query_size=30, seed=seed)) for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("query_size", [0, -1, 0.0, 1.5, True])
+def test_refuses_an_impossible_query_size(strategy, query_size):
+    message = rf"`{strategy.__name__}\(query_size={re.escape(repr(query_size))}\)`: expected a number of samples"
+    with pytest.raises(ValueError, match=message):
+        strategy(query_size=query_size)
+
+
+def test_two_processes_pick_what_one_picks(tmp_path):
+    picks = []
+    for processes in (1, 2):
+        path = tmp_path / f"{processes}.json"
+        command = [sys.executable, "-m", "tests.ddp_picks", str(processes), str(path)]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert finished.returncode == 0, finished.stderr
+        picks.append(json.loads(path.read_text()))
+    assert len(picks[0]) == len(CASES)
+    assert picks[0] == picks[1]

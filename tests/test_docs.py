@@ -1,0 +1,74 @@
+"""What the documents show is run: the blocks of the README and the scripts of `examples/`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULT = re.compile(r" *(\d+) labels: (0\.\d{3})")
+
+
+def run(*arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_prints_what_the_readme_shows(tmp_path):
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks("python")) + "\nprint(scores.shape, scores.min() > 0)\n", encoding="utf-8")
+    finished = run(script, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    shown, printed = RESULT.findall(blocks("text")[0]), RESULT.findall(finished.stdout)
+    assert [labels for labels, _ in printed] == [labels for labels, _ in shown] == ["20", "40", "60", "80", "100"]
+    # other processors round differently, and a cycle builds on the picks of the one before
+    for (_, ours), (_, theirs) in zip(printed, shown, strict=True):
+        assert float(ours) == pytest.approx(float(theirs), abs=0.15)
+    assert "150 labeled, first picks" in finished.stdout
+    assert "torch.Size([450]) tensor(True)" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^lightning-al (.*)$", "".join(blocks("bash")).replace("\\\n", ""), re.M)
+)
+def test_the_commands_of_the_readme_run(command, tmp_path):
+    arguments = [*command.split(), "--cycles", "1", "--trainer.max_epochs", "2"]
+    finished = run("-m", "lightning_al", *arguments, "--trainer.default_root_dir", tmp_path / "run", folder=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "run" / "cycles.csv").read_text().splitlines()[1].startswith("0,20,20,")
+
+
+def test_the_readme_names_every_strategy_and_every_link_leads_somewhere():
+    from lightning_al import strategies
+
+    assert [name for name in strategies.__all__ if f"| `{name}` |" not in README] == []
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 4
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_quickstart_runs(tmp_path):
+    finished = run("-m", "examples.quickstart", folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert [labels for labels, _ in RESULT.findall(finished.stdout)] == ["20", "40", "60", "80", "100"]
+
+
+def test_the_demo_prints_a_table_and_draws_a_curve(tmp_path):
+    arguments = ["--seeds", "1", "--strategies", "random", "--folder", tmp_path]
+    finished = run(ROOT / "examples" / "demo.py", *arguments, folder=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    row = re.search(r"^\| random +\|(.*)\|$", finished.stdout, re.M).group(1)
+    accuracies = [float(value) for value in re.findall(r"(0\.\d+) ±", row)]
+    assert len(accuracies) == 8
+    assert accuracies[6] > accuracies[0] + 0.1, "120 more labels must help"
+    assert (tmp_path / "learning_curve.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "random-seed-0" / "wandb").glob("offline-run-*/*.wandb"))) == 1
