@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_al.adapters import Predictor
 from lightning_al.datamodule import ActiveLearningDataModule
+from lightning_al.functional import top_k
 from lightning_al.progress import progress_bar
 from lightning_al.scoring import (
     attached_clone,
@@ -148,8 +149,6 @@ class Acquisition(Callback, ABC):
             `query.budget` distinct dataset indices.
 
         """
-        from lightning_al.functional import top_k
-
         return query.pick(top_k(query.pool, query.budget))
 
     def score(self, rows: Tensor) -> Tensor | None:
