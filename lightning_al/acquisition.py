@@ -30,7 +30,7 @@ from lightning_al.scoring import (
     measure_pool,
     true_float32,
 )
-from lightning_al.seeding import make_generator, seeded
+from lightning_al.seeding import Stream, make_generator, seeded
 from lightning_al.tracking import log_query
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -220,7 +220,7 @@ class Acquisition(Callback, ABC):
         if budget >= len(indices):  # nothing to choose, so nothing to measure
             picks, scores, scored = list(indices), None, begun
         else:
-            with seeded(seed, pool.cycle):
+            with seeded(Stream.SCORING, seed, pool.cycle):
                 query = self._measure(trainer, module, datamodule, indices, budget, seed)
                 scored = time.perf_counter()
                 picks = self._checked(trainer.strategy.broadcast(self.select(query)), query)
@@ -245,7 +245,7 @@ class Acquisition(Callback, ABC):
         budget: int,
         seed: int,
     ) -> Query:
-        generator = make_generator(seed, datamodule.pool.cycle)
+        generator = make_generator(Stream.SELECTION, seed, datamodule.pool.cycle)
         if not self.needs_forward:
             return Query(torch.empty(len(indices), 0), indices, budget, generator)
         precision = trainer.precision_plugin

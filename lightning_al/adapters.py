@@ -14,6 +14,7 @@ from torch import Tensor, nn
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 INPUT_KEYS = ("x", "input", "inputs", "image", "images", "img", "pixel_values", "input_ids", "features", "data")
 OUTPUT_KEYS = ("logits", "out", "pred", "preds", "prediction", "predictions", "output", "outputs", "y_hat")
+WHOLE_BATCH = ("batch", "sample", "samples")  # a parameter of this name takes the batch as it is
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 Output = Literal["softmax", "sigmoid", "identity"]
@@ -128,6 +129,8 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         return _from_mapping(module, batch, parameters)
     if isinstance(batch, Tensor) or not isinstance(batch, (list, tuple)):
         return (batch,), {}
+    if parameters and parameters[0].name in WHOLE_BATCH:
+        return (batch,), {}
     required = _required(parameters)
     if len(batch) == 0:
         raise TypeError(f"An empty {type(batch).__name__} came as a batch. {THREE_WAYS_OUT}")
@@ -164,7 +167,7 @@ def _from_mapping(
         named.update({name: batch[name] for name in required if name in batch})
     if (named or takes_any) and set(required) <= set(named):
         return (), {**inputs, **named} if takes_any else named
-    if parameters and parameters[0].name in ("batch", "sample", "samples"):
+    if parameters and parameters[0].name in WHOLE_BATCH:
         return (batch,), {}
     known = [key for key in INPUT_KEYS if key in inputs] or list(inputs)
     if len(known) == 1 and len(required) <= 1:
@@ -233,7 +236,7 @@ def label_of(sample: Any) -> int:
     """Return the class of one sample of a dataset.
 
     Args:
-        sample: (input, label) or a mapping with a usual key (`label`, `target`, `y`, ...).
+        sample: (input, label, ...) or a mapping with a usual key (`label`, `target`, `y`, ...).
 
     Returns:
         The class as an integer.
@@ -245,8 +248,10 @@ def label_of(sample: Any) -> int:
     label: Any = None
     if isinstance(sample, Mapping):
         label = next((sample[key] for key in LABEL_KEYS if key in sample), None)
-    elif isinstance(sample, Sequence) and len(sample) > 1:
-        label = sample[-1]
+    elif isinstance(sample, Sequence) and not isinstance(sample, str):
+        # the first scalar behind the input: neither a second input nor an index at the end
+        scalars = (entry for entry in sample[1:] if math.prod(getattr(entry, "shape", ())) == 1)
+        label = next(scalars, None)
     if math.prod(getattr(label, "shape", (0,))) == 1:  # of NumPy or torch
         label = label.item()
     if not isinstance(label, (int, float)) or int(label) != label:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_al.datasets import check_initial_size, differing_samples, draw_initial, fingerprint, with_transforms_of
 from lightning_al.loaders import (
+    TRANSFER_HOOKS,
     DatasetsModule,
     PoolBatch,
     PoolView,
@@ -24,17 +25,9 @@ from lightning_al.loaders import (
     pool_loader,
 )
 from lightning_al.pool import Pool
-from lightning_al.seeding import make_generator, seeded
+from lightning_al.seeding import Stream, make_generator, seeded
 
-PASSED_THROUGH = (
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
-INITIAL_STREAM, CANDIDATES_STREAM = 1, 2  # draws for different purposes must not share numbers
+PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
 
 
 class ActiveLearningDataModule(LightningDataModule):
@@ -42,7 +35,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     The wrapped datamodule or dataset is used as it is: its loaders' batch size, workers, collate function and
     pinned memory carry over, and its validation, test and predict loaders pass through. An index always means a
-    position in the dataset of its `train_dataloader`.
+    position in the dataset of its `train_dataloader`. Attributes of your own are at `trainer.datamodule.datamodule`.
 
     Pool samples are read with evaluation transforms: from `pool_dataset`; else from the training data with the
     transforms of the validation data; else from the training data itself, with a warning if two reads differ.
@@ -163,7 +156,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
         """
         self.datamodule.trainer = self.trainer
-        with seeded(self.seed):
+        with seeded(Stream.SETUP, self.seed):
             self.datamodule.setup(stage)
         if stage != "fit":
             return
@@ -192,7 +185,7 @@ class ActiveLearningDataModule(LightningDataModule):
         unlabeled = self.pool.unlabeled
         if self.candidates is None or self.candidates >= len(unlabeled):
             return unlabeled
-        generator = make_generator(self.seed, self.pool.cycle, CANDIDATES_STREAM)
+        generator = make_generator(Stream.CANDIDATES, self.seed, self.pool.cycle)
         rows = torch.randperm(len(unlabeled), generator=generator)[: self.candidates].sort().values
         return array("q", [unlabeled[row] for row in rows.tolist()])
 
@@ -207,6 +200,8 @@ class ActiveLearningDataModule(LightningDataModule):
             A loader of `PoolBatch(indices, batch)`, never shuffled and never padded; processes share whole batches.
 
         """
+        if self._evaluation_dataset is None:
+            raise MisconfigurationException('`pool_dataloader()` needs the data: call `setup("fit")` first.')
         view = PoolView(self._evaluation_dataset, self.candidate_indices() if indices is None else indices)
         wrapped = self._wrapped_loader()
         # the training loader's collate function may augment (mixup), the validation loader's should not
@@ -249,7 +244,7 @@ class ActiveLearningDataModule(LightningDataModule):
         self.reload_pool()
         size, digest = len(self._train_dataset), fingerprint(self._train_dataset)
         if self._pool is None:
-            pool, generator = Pool(size, digest), make_generator(self.seed, 0, INITIAL_STREAM)
+            pool, generator = Pool(size, digest), make_generator(Stream.INITIAL, self.seed)
             indices = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start)
             pool.label(indices, strategy="initial")
             self._pool = pool
@@ -292,7 +287,7 @@ class ActiveLearningDataModule(LightningDataModule):
             )
 
     def _wrapped_loader(self) -> DataLoader[Any]:
-        with seeded(self.seed):  # indices must mean the same samples, even where a split is drawn in here
+        with seeded(Stream.SETUP, self.seed):  # indices must mean the same samples, even where a split is drawn in here
             loader = self.datamodule.train_dataloader()
         return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
 

@@ -19,6 +19,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 CARRIED_OPTIONS = (
     "num_workers",
     "collate_fn",

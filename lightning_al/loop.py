@@ -19,7 +19,7 @@ from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.reset import Reset, ResetPolicy
 from lightning_al.run_folder import Record, RunFolder, format_table, show
 from lightning_al.scoring import load_weights
-from lightning_al.seeding import derive_seed
+from lightning_al.seeding import Stream, derive_seed
 from lightning_al.tracking import log_at
 
 
@@ -111,7 +111,7 @@ def run_cycles(
         if records and not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
             break
-        seed_everything(derive_seed(datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
+        seed_everything(derive_seed(Stream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
         _acquisition_of(trainer).ckpt = ckpt
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

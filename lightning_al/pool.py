@@ -224,7 +224,11 @@ class Pool:
             )
         try:
             pool = cls(state["size"], state["fingerprint"])
-            for entry in state["history"]:
+            for cycle, entry in enumerate(state["history"]):
+                if "cycle" in entry and entry["cycle"] != cycle:
+                    raise ValueError(
+                        f"{source} has cycle {entry['cycle']} in place {cycle}: restore the order of its lines."
+                    )
                 pool.label(
                     entry["indices"], strategy=entry["strategy"], scores=entry["scores"], seconds=entry["seconds"]
                 )

@@ -16,7 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_al.adapters import LOW_PRECISION, THREE_WAYS_OUT
-from lightning_al.loaders import PoolBatch
+from lightning_al.loaders import TRANSFER_HOOKS, PoolBatch
 
 BatchT = TypeVar("BatchT")
 
@@ -134,7 +134,7 @@ def make_transfer(trainer: Trainer, clone: LightningModule) -> Callable[[Any], A
         name: trainer.datamodule  # type: ignore[attr-defined]
         if is_overridden(name, trainer.datamodule)  # type: ignore[attr-defined]
         else clone
-        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        for name in TRANSFER_HOOKS
     }
 
     def transfer(batch: Any) -> Any:

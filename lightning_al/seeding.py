@@ -1,12 +1,25 @@
-"""Seeds derived from (seed, cycle, ...), so that every random draw is a pure function of them."""
+"""Seeds derived from (purpose, seed, cycle, ...), so that every random draw is a pure function of them."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+
+
+class Stream(IntEnum):
+    """What a draw is for, so that no two purposes ever share their random numbers."""
+
+    SETUP = 1
+    INITIAL = 2
+    CANDIDATES = 3
+    TRAINING = 4
+    SCORING = 5
+    SELECTION = 6
+    NOISE = 7
 
 
 def derive_seed(*entropy: int) -> int:
@@ -17,7 +30,7 @@ def derive_seed(*entropy: int) -> int:
     (1,) and (1, 0) would be one to it; their number and two words for each keep them apart.
 
     Args:
-        *entropy: Integers of any sign, such as `(seed, cycle, pass)`.
+        *entropy: Integers of any sign, such as `(Stream.NOISE, seed, cycle, pass)`.
 
     Returns:
         An integer in [0, 2^63).

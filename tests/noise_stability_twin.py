@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_al.seeding import make_generator
+from lightning_al.seeding import Stream, make_generator
 
 
 def twin(
@@ -40,11 +40,11 @@ def twin(
         model: Left alone.
         batches: Whatever `call` takes.
         noisy: Names of the parameters that get noise, in the order of the draws; None for all that train.
-        seeds: Of the generator of each pass; None for (seed, k).
+        seeds: Of the generator of each pass; None for those of the function.
         call: Maps (model, batch) to raw outputs (B, C, *positions).
 
     """
-    seeds = [(seed, k) for k in range(passes)] if seeds is None else seeds
+    seeds = [(Stream.NOISE, seed, 0, k) for k in range(passes)] if seeds is None else seeds
     pairs = twin_outputs(
         model,
         batches,

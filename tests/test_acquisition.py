@@ -31,7 +31,7 @@ from lightning_al.acquisition import Context
 from lightning_al.adapters import Predictor
 from lightning_al.perturb import Noise
 from lightning_al.scoring import true_float32
-from lightning_al.seeding import make_generator
+from lightning_al.seeding import Stream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.noise_stability_twin import twin, twin_outputs
 from tests.snapshot import module_picture, picture, random_picture
@@ -119,7 +119,7 @@ def test_a_fit_labels_the_most_uncertain_samples_of_the_trained_model(strategy, 
 def test_a_fit_labels_the_least_stable_samples_of_the_trained_model(options):
     run = fit(NoiseStabilityAcquisition(7, **options), precision="64-true")
     indices = candidates_of(run)
-    seeds = [(options.get("seed", 0), 0, k) for k in range(options.get("passes", 10))]
+    seeds = [(Stream.NOISE, options.get("seed", 0), 0, k) for k in range(options.get("passes", 10))]
     expected = {name: value for name, value in options.items() if name not in ("passes", "seed")}
     points = [points.double() for points in inputs_of(indices)]
     scores = twin(run.model, points, seeds=seeds, **expected)
@@ -132,7 +132,7 @@ def test_modules_confine_the_noise_of_the_callback():
     indices = candidates_of(run)
     points = [points.double() for points in inputs_of(indices)]
     noisy = ["net.4.weight", "net.4.bias"]
-    scores = twin(run.model, points, seeds=[(0, 0, k) for k in range(4)], noisy=noisy)
+    scores = twin(run.model, points, seeds=[(Stream.NOISE, 0, 0, k) for k in range(4)], noisy=noisy)
     assert run.query.indices == largest(scores, indices, 7)
 
 
@@ -140,9 +140,9 @@ def test_modules_confine_the_noise_of_the_callback():
 def test_other_selections_see_the_deviations_of_the_trained_model(selection):
     run = fit(NoiseStabilityAcquisition(9, passes=3, selection=selection), precision="64-true")
     indices = candidates_of(run)
-    points, seeds = [points.double() for points in inputs_of(indices)], [(0, 0, k) for k in range(3)]
+    points, seeds = [points.double() for points in inputs_of(indices)], [(Stream.NOISE, 0, 0, k) for k in range(3)]
     pairs = twin_outputs(run.model, points, seeds=seeds)
-    generator = make_generator(0, 0)
+    generator = make_generator(Stream.SELECTION, 0, 0)
     if selection == "power":
         scores = twin(run.model, points, seeds=seeds)
         rows = functional.power(scores.float(), 9, generator=generator)
@@ -160,7 +160,7 @@ def test_other_selections_see_the_deviations_of_the_trained_model(selection):
 
 def test_random_picks_come_from_seed_and_cycle():
     run = fit(RandomAcquisition(7))
-    rows = torch.randperm(100, generator=make_generator(0, 0))[:7].tolist()
+    rows = torch.randperm(100, generator=make_generator(Stream.SELECTION, 0, 0))[:7].tolist()
     assert run.query.indices == [candidates_of(run)[row] for row in rows]
     assert run.query.scores is None
     assert fit(RandomAcquisition(7)).query.indices == run.query.indices
@@ -175,7 +175,7 @@ def test_cycles_grow_the_labeled_part_with_fresh_trainers():
         indices = candidates_of(run)
         assert len(indices) == 100 - 5 * cycle
         points = [points.double() for points in inputs_of(indices)]
-        scores = twin(run.model, points, seeds=[(0, cycle, 0), (0, cycle, 1)])  # new noise in every cycle
+        scores = twin(run.model, points, seeds=[(Stream.NOISE, 0, cycle, k) for k in range(2)])  # new noise in every cycle
         assert run.query.indices == largest(scores, indices, 5)
     assert [len(labeling.indices) for labeling in data.pool.history] == [20, 5, 5, 5]
     assert len(set(data.pool.labeled)) == 35
@@ -377,7 +377,7 @@ def scores_by_hand(model: nn.Module, points: list[Tensor], passes: int) -> Tenso
     trained = copy.deepcopy(model).eval()
     parameters = list(trained.parameters())
     with torch.no_grad(), true_float32(torch.device("cpu")):
-        seeds = [(0, 0, k) for k in range(passes)]
+        seeds = [(Stream.NOISE, 0, 0, k) for k in range(passes)]
         return implementation.mean_deviation(Predictor(trained), points, parameters, Noise(), seeds).float()
 
 
@@ -401,7 +401,7 @@ def test_scores_are_taken_in_true_precision_whatever_the_training_was_in(precisi
     scores = scores_by_hand(weights, points, passes=10)
     assert run.query.indices == largest(scores, indices, 7)
     assert run.query.scores == scores.sort(descending=True).values[:7].tolist()
-    exact = twin(weights, [points.double() for points in points], seeds=[(0, 0, k) for k in range(10)])
+    exact = twin(weights, [points.double() for points in points], seeds=[(Stream.NOISE, 0, 0, k) for k in range(10)])
     if scored == torch.float64:
         torch.testing.assert_close(scores.double(), exact, rtol=1e-6, atol=0)
     else:
@@ -415,7 +415,7 @@ def test_autocast_would_have_picked_other_samples():
     run = fit(NoiseStabilityAcquisition(7), precision="bf16-mixed")
     indices = candidates_of(run)
     trained = copy.deepcopy(run.model).eval()
-    parameters, seeds = list(trained.parameters()), [(0, 0, k) for k in range(10)]
+    parameters, seeds = list(trained.parameters()), [(Stream.NOISE, 0, 0, k) for k in range(10)]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = implementation.mean_deviation(Predictor(trained), inputs_of(indices), parameters, Noise(), seeds)
     assert set(largest(rounded, indices, 7)) != set(run.query.indices)
@@ -602,7 +602,10 @@ def test_a_strategy_gets_the_rows_of_the_pool_and_of_the_labeled_part():
     assert torch.equal(query.pool, points[torch.tensor(query.indices)])
     assert torch.equal(query.labeled, points[[3, 4, 57, 90]])  # in dataset order, not in that of the labeling
     assert query.budget == 5
-    assert torch.rand(3, generator=query.generator).tolist() == torch.rand(3, generator=make_generator(0, 0)).tolist()
+    assert (
+        torch.rand(3, generator=query.generator).tolist()
+        == torch.rand(3, generator=make_generator(Stream.SELECTION, 0, 0)).tolist()
+    )
     assert run.query.indices == [0, 1, 2, 5, 6]
     assert all(type(index) is int for index in run.query.indices)
     assert run.query.scores is None  # rows of features are no scores

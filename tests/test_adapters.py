@@ -504,6 +504,7 @@ def test_a_label_is_found_under_its_usual_names(key):
 )
 def test_a_label_becomes_a_plain_integer(label):
     assert [label_of(sample) for sample in ((X, label), [X, label], (X, X, label), Point(X, label))] == [3] * 4
+    assert label_of((X, label, 1234)) == 3  # (input, label, index)
     assert type(label_of((X, label))) is int
 
 
@@ -538,3 +539,12 @@ def test_descriptions_are_short():
     assert describe({str(number): None for number in range(20)}).count("NoneType") == 8
     assert describe(UserDict(a=(X, "b"))) == "UserDict(a: tuple(Tensor(4, 3) of torch.float32, str))"
     assert describe(None) == "NoneType"
+
+
+def test_a_parameter_named_batch_takes_the_whole_batch():
+    class Whole(nn.Module):
+        def forward(self, batch):
+            return batch[0].sum(1, keepdim=True) + batch[1][:, None]
+
+    points, labels = torch.ones(4, 3), torch.arange(4.0)
+    assert Predictor(Whole())((points, labels)).flatten().tolist() == [3.0, 4.0, 5.0, 6.0]

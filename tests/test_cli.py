@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import ActiveLearningCLI, ActiveLearningDataModule, EntropyAcquisition, Pool
+from lightning_al.testing import ToyDataset
 from tests.runs import SECONDS, ValidatedClassifier, picks_in, same_weights, weights_of
 
 ROOT = Path(__file__).parent.parent
@@ -256,6 +257,22 @@ def test_only_data_and_loggers_outlive_a_cycle(witnessed):
     assert all(fit["stopping_state"]["wait_count"] == 0 for fit in fits)
     assert all(fit["stopping_state"]["best_score"] == float("inf") for fit in fits)
     assert all(type(fit["stopping"]) is EarlyStopping for fit in fits)
+
+
+class CountedDataset(ToyDataset):
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        CountedDataset.made += 1
+
+
+def test_the_data_is_loaded_once(toy):
+    CountedDataset.made = 0
+    args = [*toy, f"--data.datamodule_or_train_dataset={CountedDataset.__module__}.CountedDataset"]
+    cli = ActiveLearningCLI(args=args)
+    assert len(cli.records) == 3
+    assert CountedDataset.made == 1
 
 
 def test_each_cycle_has_its_folder_and_the_logger_one_file(witnessed):

@@ -32,6 +32,7 @@ from torchvision.datasets import FakeData
 from lightning_al import ActiveLearningDataModule, Pool
 from lightning_al.datasets import fingerprint
 from lightning_al.loaders import PoolBatch
+from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist
 
 STAGES = ("fit", "validate", "test", "predict")
@@ -945,3 +946,9 @@ def test_a_broken_pool_file_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match=r"^Pool file .*pool\.json is not valid JSON"):
         ready(Numbers(), pool_file=path)
     assert path.read_text() == "{"
+
+
+def test_the_pool_cannot_be_read_before_the_setup():
+    data = ActiveLearningDataModule(ToyDataset(), initial_size=10)
+    with pytest.raises(MisconfigurationException, match=r"`pool_dataloader\(\)` needs the data: call `setup"):
+        data.pool_dataloader([0, 1])

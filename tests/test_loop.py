@@ -19,7 +19,7 @@ from lightning_al import (
     RandomAcquisition,
     run_cycles,
 )
-from lightning_al.seeding import derive_seed, seeded
+from lightning_al.seeding import Stream, derive_seed, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import (
     SECONDS,
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 
 def fresh_weights(cycle, model=ToyClassifier, seed=0):
     with seeded(seed):
-        torch.manual_seed(derive_seed(seed, cycle) % 2**32)
+        torch.manual_seed(derive_seed(Stream.TRAINING, seed, cycle) % 2**32)
         return weights_of(model())
 
 

@@ -427,3 +427,15 @@ def test_ten_million_samples_fit_in_modest_memory(tmp_path):
     assert restored.extends(pool)
     assert restored.labeled == list(chosen)
     assert restored.state_dict()["history"][0]["indices"].nbytes == 8 * len(chosen)
+
+
+def test_lines_in_another_order_are_refused(tmp_path):
+    pool = Pool(9)
+    pool.label([1], strategy="initial")
+    pool.label([2], strategy="someone")
+    pool.save(tmp_path / "pool.json")
+    state = json.loads((tmp_path / "pool.json").read_text())
+    state["history"].reverse()
+    (tmp_path / "pool.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"it has cycle 1 in place 0: restore the order of its lines"):
+        Pool.load(tmp_path / "pool.json")

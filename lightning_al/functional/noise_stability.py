@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_al.adapters import Output, Predictor
 from lightning_al.perturb import Distribution, Noise, Scope, finite_differences, noisy_parameters
 from lightning_al.scoring import chunked, clone_module, to_module, true_float32
+from lightning_al.seeding import Stream
 
 Norm = Literal["squared", "l2"]
 Method = Literal["auto", "finite_difference"]
@@ -49,7 +50,7 @@ def noise_stability(
             `"identity"` for regression. On raw logits of a classifier the ranking is upside down.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
         method: `"finite_difference"`; `"auto"` takes the fastest that is exact.
-        seed: Seed of the noise.
+        seed: Seed of the noise, which is that of the callback in cycle 0.
 
     Returns:
         (N,) float32 scores in the order of the samples, on the CPU; larger means 'label first'.
@@ -77,7 +78,7 @@ def noise_stability(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), true_float32(device):
         predictor = Predictor(clone_module(model, device))
-        seeds = [(seed, index) for index in range(passes)]
+        seeds = [(Stream.NOISE, seed, 0, index) for index in range(passes)]
         parameters: list[nn.Parameter] = []
         scores = []
         for chunk in chunked(to_module(batch, predictor.module) for batch in batches):

@@ -21,6 +21,7 @@ from lightning_al.functional.noise_stability import (
     mean_deviation,
 )
 from lightning_al.perturb import Distribution, Noise, Scope, noisy_parameters
+from lightning_al.seeding import Stream
 
 Selection = Literal["topk", "k-center", "kmeans++", "power"]
 
@@ -101,7 +102,7 @@ class NoiseStabilityAcquisition(Acquisition):
         self._parameters = noisy_parameters(
             predictor.module, lambda: predictor.output(context.batch, self.output), self.modules
         )
-        self._seeds = [(context.seed, context.cycle, index) for index in range(self.passes)]
+        self._seeds = [(Stream.NOISE, context.seed, context.cycle, index) for index in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: its scores, or its deviations."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_al.adapters import Predictor
 from lightning_al.functional import noise_stability
 from lightning_al.perturb import Noise
-from lightning_al.seeding import make_generator
+from lightning_al.seeding import Stream, make_generator
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture, random_picture
 
@@ -416,7 +416,7 @@ def test_small_noise_gives_the_first_order_term_and_the_error_shrinks_with_it(ou
     def first_order(passes: int) -> Tensor:
         total = torch.zeros(6, dtype=torch.float64)
         for k in range(passes):
-            steps = Noise(1.0).draw([p.detach() for p in parameters.values()], make_generator(0, k))
+            steps = Noise(1.0).draw([p.detach() for p in parameters.values()], make_generator(Stream.NOISE, 0, 0, k))
             tangent = torch.func.jvp(forward, (parameters,), (dict(zip(parameters, steps, strict=True)),))[1]
             total += tangent.detach().square().sum(1)
         return total / passes
@@ -563,7 +563,7 @@ def test_the_seed_decides():
     assert not torch.equal(noise_stability(model, batches, seed=6), scores)
     # the passes of a shorter run are the first ones of a longer one
     one, two = (noise_stability(model, batches, passes=k, seed=5).double() for k in (1, 2))
-    second = twin_of("mlp", model, batches, seeds=[(5, 1)])
+    second = twin_of("mlp", model, batches, seeds=[(Stream.NOISE, 5, 0, 1)])
     torch.testing.assert_close(2 * two - one, second, rtol=1e-5, atol=0)
 
 
