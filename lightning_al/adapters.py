@@ -223,8 +223,8 @@ def canonical(outputs: Tensor) -> Tensor:
     """
     if outputs.dtype in LOW_PRECISION:
         outputs = outputs.float()
-    if outputs.ndim == 1:
-        return outputs.unsqueeze(1)
+    if outputs.ndim < 2:  # a squeezed output loses its batch dimension in a batch of one
+        return outputs.reshape(-1, 1)
     if outputs.ndim == 3:
         return outputs.movedim(2, 1)
     if outputs.ndim in (2, 4, 5):

@@ -18,16 +18,17 @@ except ModuleNotFoundError as error:
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al.acquisition import Acquisition
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.loop import run_cycles
+from lightning_al.run_folder import RunRefusedError
 
 # what may change between the processes that continue a run: none of these has a say in which samples are picked
 FREE_SETTINGS = (
     "config",
     "cycles",
+    "data.num_workers",
     "overwrite",
     "trainer.accelerator",
     "trainer.default_root_dir",
@@ -126,7 +127,7 @@ class ActiveLearningCLI(LightningCLI):
             isinstance(callback, Acquisition)
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
         ):
-            raise MisconfigurationException(
+            raise RunRefusedError(
                 "`fit` needs an acquisition: add `--config configs/strategies/noise_stability.yaml`, or "
                 "`--acquisition NoiseStabilityAcquisition --acquisition.query_size 500`."
             )
@@ -188,4 +189,7 @@ def main(args: ArgsType = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
     # Lightning's own use of torch, on which a user of this command has no influence
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
-    ActiveLearningCLI(args=args)
+    try:
+        ActiveLearningCLI(args=args)
+    except RunRefusedError as refusal:  # a sentence for a person; a traceback would bury it
+        sys.exit(f"lightning-al: {refusal}")

@@ -204,7 +204,8 @@ def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
 
 def _report(trainer: Trainer, record: Record) -> None:
     log_at(trainer.loggers, {f"al/{name}": value for name, value in record.items()}, int(record["labeled"]))
-    rank_zero_info(f"Cycle {record['cycle']}: " + ", ".join(f"{name} {show(value)}" for name, value in record.items()))
+    figures = (f"{name} {show(value)}" for name, value in record.items() if name != "cycle")
+    rank_zero_info(f"Cycle {record['cycle']}: {', '.join(figures)}")
 
 
 def _acquisition_of(trainer: Trainer) -> Acquisition:

@@ -188,6 +188,26 @@ def noisy_parameters(
     return used
 
 
+def check_repeatable(forward: Callable[[Any], Tensor], batch: Any) -> None:
+    """Refuse a forward pass that is random even in eval mode, whose own noise would drown the one that is added.
+
+    Args:
+        forward: Maps a batch to its outputs.
+        batch: A few samples.
+
+    Raises:
+        ValueError: If two passes differ by more than rounding.
+
+    """
+    first, second = forward(batch), forward(batch)
+    if not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"Two clean passes over the same samples differ by up to {(first - second).abs().max():.2g}: the model "
+            "draws random numbers in eval mode, and noise stability would rank these. Define `acquisition_step` to "
+            "return the outputs without sampling."
+        )
+
+
 class _RecordArguments(TorchDispatchMode):
     """Remember which tensors were ever passed to an operator."""
 

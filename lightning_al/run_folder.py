@@ -16,6 +16,10 @@ from lightning_al.files import write_atomically
 Record = dict[str, int | float]
 
 
+class RunRefusedError(ValueError):
+    """A run that must not begin or go on here; the message says why, and what to do."""
+
+
 class RunFolder:
     """The files of a run: `pool.json`, `cycles.csv`, `config.yaml` and one folder per cycle.
 
@@ -56,7 +60,7 @@ class RunFolder:
         if not self.table.exists():
             return []
         if not self.pool_file.exists():
-            raise ValueError(
+            raise RunRefusedError(
                 f"{self.table} counts finished cycles, but there is no {self.pool_file.name} beside it that says what "
                 "they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
             )
@@ -84,7 +88,7 @@ class RunFolder:
             finished: How many cycles are finished.
 
         Raises:
-            ValueError: If a setting differs, naming each one.
+            RunRefusedError: If a setting differs, naming each one.
 
         """
         if not self.pool_file.exists():
@@ -98,11 +102,13 @@ class RunFolder:
         ]
         if differing:
             changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
-            raise ValueError(
+            raise RunRefusedError(
                 f"The run in {self.path} was begun with another configuration ({changes}). Choose another run folder, "
                 "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
             )
-        rank_zero_info(f"Continuing the run in {self.path}: {finished} cycles are finished.")
+        rank_zero_info(
+            f"Continuing the run in {self.path} after {finished} finished cycle{'' if finished == 1 else 's'}."
+        )
 
     @rank_zero_only
     def keep_config(self, config: Mapping[str, Any]) -> None:
@@ -114,13 +120,13 @@ class RunFolder:
         """Rename the folder of an old run, so that a new one can begin.
 
         Raises:
-            ValueError: If the folder is the working directory or holds it.
+            RunRefusedError: If the folder is the working directory or holds it.
 
         """
         if not self.pool_file.exists() and not self.table.exists():
             return
         if Path.cwd().is_relative_to(self.path.resolve()):
-            raise ValueError(
+            raise RunRefusedError(
                 f"`overwrite=True` would rename {self.path}, in which this process works. Choose a run folder of its "
                 "own: `Trainer(default_root_dir=...)`."
             )

@@ -124,7 +124,8 @@ def test_a_fit_labels_the_least_stable_samples_of_the_trained_model(options):
     points = [points.double() for points in inputs_of(indices)]
     scores = twin(run.model, points, seeds=seeds, **expected)
     assert run.query.indices == largest(scores, indices, 7)
-    torch.testing.assert_close(torch.tensor(run.query.scores).double(), scores.sort(descending=True).values[:7])
+    found = torch.tensor(run.query.scores, dtype=torch.float64)
+    torch.testing.assert_close(found, scores.sort(descending=True).values[:7], rtol=1e-6, atol=0)
 
 
 def test_modules_confine_the_noise_of_the_callback():
@@ -155,7 +156,7 @@ def test_other_selections_see_the_deviations_of_the_trained_model(selection):
         else:
             rows = functional.kmeans_plus_plus(deviations, 9, generator=generator)
     assert run.query.indices == [indices[row] for row in rows.tolist()]
-    torch.testing.assert_close(torch.tensor(run.query.scores), scores[rows].float())
+    torch.testing.assert_close(torch.tensor(run.query.scores), scores[rows].float(), rtol=1e-5, atol=0)
 
 
 def test_random_picks_come_from_seed_and_cycle():
@@ -163,6 +164,9 @@ def test_random_picks_come_from_seed_and_cycle():
     rows = torch.randperm(100, generator=make_generator(Stream.SELECTION, 0, 0))[:7].tolist()
     assert run.query.indices == [candidates_of(run)[row] for row in rows]
     assert run.query.scores is None
+    second = fit(RandomAcquisition(7), data=fit(RandomAcquisition(7)).data)
+    rows = torch.randperm(93, generator=make_generator(Stream.SELECTION, 0, 1))[:7].tolist()
+    assert second.query.indices == [candidates_of(second)[row] for row in rows]
     assert fit(RandomAcquisition(7)).query.indices == run.query.indices
     assert fit(RandomAcquisition(7, seed=1)).query.indices != run.query.indices
     assert fit(RandomAcquisition(7), data=make_data(seed=1)).query.indices != run.query.indices
@@ -175,7 +179,9 @@ def test_cycles_grow_the_labeled_part_with_fresh_trainers():
         indices = candidates_of(run)
         assert len(indices) == 100 - 5 * cycle
         points = [points.double() for points in inputs_of(indices)]
-        scores = twin(run.model, points, seeds=[(Stream.NOISE, 0, cycle, k) for k in range(2)])  # new noise in every cycle
+        scores = twin(
+            run.model, points, seeds=[(Stream.NOISE, 0, cycle, k) for k in range(2)]
+        )  # new noise in every cycle
         assert run.query.indices == largest(scores, indices, 5)
     assert [len(labeling.indices) for labeling in data.pool.history] == [20, 5, 5, 5]
     assert len(set(data.pool.labeled)) == 35
@@ -408,6 +414,30 @@ def test_scores_are_taken_in_true_precision_whatever_the_training_was_in(precisi
         # float32 outputs of at most 1 are off by some 1e-6 (see the bound in test_noise_stability.py), deviations by
         # twice that, hence R = d^2 by 2 d * 2e-6
         assert ((scores - exact).abs() <= 2 * exact.sqrt() * 2e-6 + 4e-12).all()
+
+
+def test_a_fit_inside_autocast_and_with_fast_matrix_products_is_scored_without_them():
+    seen = []
+
+    class Spy(NoiseStabilityAcquisition):
+        def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
+            seen.append((torch.is_autocast_enabled("cpu"), predictor(chunk[0]).dtype, products_are_exact()))
+            return super().measure_chunk(predictor, chunk)
+
+    def products_are_exact() -> bool:
+        if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9
+            return torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        return torch.get_float32_matmul_precision() == "highest"
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            run = fit(Spy(7))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [(False, torch.float32, True)]
+    scores = scores_by_hand(run.model, inputs_of(candidates_of(run)), passes=10)
+    assert run.query.indices == largest(scores, candidates_of(run), 7)
 
 
 def test_autocast_would_have_picked_other_samples():
@@ -971,3 +1001,12 @@ def test_the_tensor_dataset_of_everybody_works():
     )
     run = fit(NoiseStabilityAcquisition(0.1), data=data)
     assert run.pool.num_labeled == 24
+
+
+def test_a_model_that_samples_in_eval_mode_is_refused():
+    class Sampling(ToyClassifier):
+        def forward(self, points: Tensor) -> Tensor:
+            return super().forward(points) + 0.1 * torch.randn(len(points), 4)
+
+    with pytest.raises(ValueError, match=r"Two clean passes .* differ by up to 0\.\d+: the model draws random numbers"):
+        fit(NoiseStabilityAcquisition(7, passes=2), model=Sampling())

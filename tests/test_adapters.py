@@ -256,7 +256,7 @@ def test_outputs_come_with_the_classes_second(shape, expected):
     assert torch.equal(brought.movedim(1, 2) if len(shape) == 3 else brought.reshape(shape), outputs)
 
 
-@pytest.mark.parametrize("shape", [(), (2, 3, 4, 5, 6, 7)])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6, 7), (1, 1, 1, 1, 1, 1)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(TypeError, match=explained(rf"Tensor{re.escape(str(shape))} of torch\.float32")):
         canonical(torch.zeros(shape))
@@ -548,3 +548,8 @@ def test_a_parameter_named_batch_takes_the_whole_batch():
 
     points, labels = torch.ones(4, 3), torch.arange(4.0)
     assert Predictor(Whole())((points, labels)).flatten().tolist() == [3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_squeezed_output_of_one_sample_is_still_one_row():
+    assert Predictor(nn.Flatten(0))(torch.tensor(2.5)).shape == (1, 1)
+    assert canonical(torch.tensor(2.5)).tolist() == [[2.5]]

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import ActiveLearningCLI, ActiveLearningDataModule, EntropyAcquisition, Pool
+from lightning_al.run_folder import RunRefusedError
 from lightning_al.testing import ToyDataset
 from tests.runs import SECONDS, ValidatedClassifier, picks_in, same_weights, weights_of
 
@@ -188,7 +189,7 @@ def test_arguments_out_of_range_are_refused(toy):
 
 
 def test_a_missing_acquisition_is_explained(toy):
-    with pytest.raises(MisconfigurationException, match=r"`fit` needs an acquisition: add `--config configs/strat"):
+    with pytest.raises(RunRefusedError, match=r"`fit` needs an acquisition: add `--config configs/strat"):
         ActiveLearningCLI(args=[*toy, "--acquisition=null"])
     assert not Path("run").exists()
 
@@ -307,7 +308,7 @@ def test_the_same_command_with_more_cycles_continues_and_says_so_in_one_line(toy
     caplog.clear()
     cli = ActiveLearningCLI(args=[*toy, "--cycles=2", "--trainer.log_every_n_steps=7"])
     assert [text for text in caplog.messages if "ontinu" in text] == [
-        "Continuing the run in run: 1 cycles are finished."
+        "Continuing the run in run after 1 finished cycle."
     ]
     assert sum(text.startswith("Cycle ") for text in caplog.messages) == 1
     assert [record["labeled"] for record in cli.records] == [10, 16]

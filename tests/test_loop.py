@@ -341,7 +341,7 @@ def test_a_new_process_continues_like_one_that_never_stopped(uninterrupted, tmp_
     assert len(read_rows(tmp_path)) == 2
     continued = start_process("tests.runs", tmp_path, 4)
     assert continued.returncode == 0, continued.stderr
-    assert f"Continuing the run in {tmp_path}: 2 cycles are finished." in continued.stderr
+    assert f"Continuing the run in {tmp_path} after 2 finished cycles." in continued.stderr
     assert picks_in(tmp_path) == picks_in(folder)
     assert [row["test/accuracy"] for row in read_rows(tmp_path)] == [row["test/accuracy"] for row in read_rows(folder)]
 

@@ -78,14 +78,14 @@ def test_the_same_configuration_continues_and_says_so(begun, caplog):
     caplog.set_level(logging.INFO)
     config = {"seed": 0, "trainer": {"devices": 1}, "acquisition": {"query_size": 5, "class": "Entropy"}}
     begun.check_config(config, (), finished=3)
-    assert caplog.messages == [f"Continuing the run in {begun.path}: 3 cycles are finished."]
+    assert caplog.messages == [f"Continuing the run in {begun.path} after 3 finished cycles."]
 
 
 def test_a_pool_that_a_plain_trainer_left_has_no_configuration_to_differ_from(folder, caplog):
     caplog.set_level(logging.INFO)
     Pool(5).save(folder.pool_file)
     folder.check_config({"seed": 0}, (), finished=0)
-    assert caplog.messages == [f"Continuing the run in {folder.path}: 0 cycles are finished."]
+    assert caplog.messages == [f"Continuing the run in {folder.path} after 0 finished cycles."]
 
 
 @pytest.mark.parametrize(

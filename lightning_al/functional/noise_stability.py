@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_al.adapters import Output, Predictor
-from lightning_al.perturb import Distribution, Noise, Scope, finite_differences, noisy_parameters
+from lightning_al.perturb import Distribution, Noise, Scope, check_repeatable, finite_differences, noisy_parameters
 from lightning_al.scoring import chunked, clone_module, to_module, true_float32
 from lightning_al.seeding import Stream
 
@@ -56,7 +56,8 @@ def noise_stability(
         (N,) float32 scores in the order of the samples, on the CPU; larger means 'label first'.
 
     Raises:
-        ValueError: If an argument is out of range, no parameter can be perturbed, or `batches` is empty.
+        ValueError: If an argument is out of range, no parameter can be perturbed, the model is random in eval mode,
+            or `batches` is empty.
         TypeError: If a batch or an output cannot be understood.
 
     Cost: K + 1 forward passes per sample; memory of a clone, twice its parameters and one chunk of batches.
@@ -84,6 +85,7 @@ def noise_stability(
         for chunk in chunked(to_module(batch, predictor.module) for batch in batches):
             if not parameters:
                 example = chunk[0]
+                check_repeatable(lambda batch: predictor.output(batch, output), example)
                 parameters = noisy_parameters(predictor.module, lambda: predictor.output(example, output), modules)  # noqa: B023
             scores.append(mean_deviation(predictor, chunk, parameters, noise, seeds, output, norm).float().cpu())
     if not scores:

@@ -20,7 +20,7 @@ from lightning_al.functional.noise_stability import (
     deviation_vectors,
     mean_deviation,
 )
-from lightning_al.perturb import Distribution, Noise, Scope, noisy_parameters
+from lightning_al.perturb import Distribution, Noise, Scope, check_repeatable, noisy_parameters
 from lightning_al.seeding import Stream
 
 Selection = Literal["topk", "k-center", "kmeans++", "power"]
@@ -99,6 +99,7 @@ class NoiseStabilityAcquisition(Acquisition):
     def prepare(self, context: Context) -> None:
         """Find the parameters that get noise, and fix the seed of each pass."""
         predictor = context.predictor
+        check_repeatable(lambda batch: predictor.output(batch, self.output), context.batch)
         self._parameters = noisy_parameters(
             predictor.module, lambda: predictor.output(context.batch, self.output), self.modules
         )
