@@ -283,7 +283,8 @@ def test_outputs_have_at_least_single_precision(dtype, expected):
 
 @pytest.fixture(scope="module")
 def hugging_face_models():
-    transformers = pytest.importorskip("transformers")
+    import transformers  # which takes a second
+
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     torch.manual_seed(0)
     bert = transformers.BertForSequenceClassification(

@@ -16,6 +16,7 @@ from lightning.pytorch.demos.transformer import LightningTransformer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
+from torch_uncertainty import routines as torch_uncertainty
 from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -23,8 +24,6 @@ from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition
 from lightning_al.seeding import Stream, make_generator
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture
-
-torch_uncertainty = pytest.importorskip("torch_uncertainty.routines")
 
 SIZE, START, PICKS = 21, 12, 4  # 9 candidates in batches of 6: the last one is partial
 

@@ -2,10 +2,8 @@ import csv
 import struct
 import time
 
-import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from lightning_utilities.core.imports import RequirementCache
 
 from lightning_al import EntropyAcquisition, Pool, RandomAcquisition, run_cycles
 from lightning_al.tracking import log_at, log_query
@@ -91,7 +89,6 @@ def test_a_csv_file_is_complete_after_each_point(tmp_path):
     assert len(rows) == 2
 
 
-@pytest.mark.skipif(not RequirementCache("tensorboard"), reason="tensorboard is not installed")
 def test_tensorboard_gets_the_figures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
