@@ -282,7 +282,8 @@ class Pool:
 
 def _as_index(index: Any) -> int:
     try:
-        if isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool:
+        # an older NumPy takes its booleans for integers
+        if isinstance(index, (bool, np.bool_)) or getattr(index, "dtype", None) == torch.bool:
             raise TypeError
         return operator.index(index)
     except TypeError:

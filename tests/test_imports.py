@@ -80,4 +80,4 @@ def test_importing_loads_nothing_heavy_that_lightning_does_not_load_itself():
     added, loaded = (set(line.split()) for line in run(LIST))
     assert "lightning_al" in added
     assert not added & {"wandb", "jsonargparse", "matplotlib", "sklearn", "torchvision", "pandas", "PIL"}
-    assert not loaded & {"wandb", "sklearn"}
+    assert "wandb" not in loaded  # some versions of what Lightning imports load scikit-learn
