@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 
 from lightning_al.datamodule import ActiveLearningDataModule
@@ -22,6 +23,9 @@ def main(processes: int, path: Path) -> None:
         for settings in cases
     }
     path.write_text(json.dumps(picks))  # every process writes the same
+    if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def picks_of(acquisition, processes=1):

@@ -6,6 +6,7 @@ python -m tests.ddp_runs folder strategy devices
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lightning_al import EntropyAcquisition, NoiseStabilityAcquisition, RandomAcquisition, run_cycles
@@ -42,6 +43,9 @@ def main(folder: Path, strategy: str, devices: int) -> None:
         data = make_data(initial_size=12)
         make = maker(acquisition, FullBatchClassifier, **options)
         run_cycles(make, data, cycles=3, run_dir=folder / name, reset=reset)
+    if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
