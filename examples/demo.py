@@ -1,7 +1,7 @@
 """Seven cycles of active learning on real handwritten digits, and a learning curve against random selection.
 
 Every run is a call of the command line that anyone can type; this script only repeats it over seeds and draws.
-Nine runs take about two minutes on two cores. Finished runs are kept in `runs/demo`, and not repeated.
+Nine runs take one to two minutes on two cores. Finished runs are kept in `runs/demo`, and not repeated.
 
     python examples/demo.py
     python examples/demo.py --seeds 10 --strategies random margin noise_stability noise_stability_power

@@ -54,7 +54,7 @@ class RunFolder:
         """Return the records of the finished cycles.
 
         Raises:
-            ValueError: If there are records without their pool.
+            RunRefusedError: If there are records without their pool.
 
         """
         if not self.table.exists():
