@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_al import functional
-from lightning_al.acquisition import Acquisition, Query
+from lightning_al.acquisition import Acquisition
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.loop import run_cycles
 from lightning_al.pool import Pool
+from lightning_al.query import Query
 from lightning_al.strategies import (
     EntropyAcquisition,
     LeastConfidenceAcquisition,

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,69 +18,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_al.adapters import Predictor
+from lightning_al.clone import attached_clone, load_weights, true_float32
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.functional import top_k
-from lightning_al.progress import progress_bar
-from lightning_al.scoring import (
-    attached_clone,
-    check_rows,
-    gather_rows,
-    load_weights,
-    make_transfer,
-    measure_pool,
-    true_float32,
-)
+from lightning_al.query import Context, Query
+from lightning_al.scoring import make_transfer
 from lightning_al.seeding import Stream, make_generator, seeded
+from lightning_al.survey import Survey, draw_pilot
 from lightning_al.tracking import log_query
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-EXAMPLES = 8  # candidates that `prepare` sees
+EXAMPLES = 64  # candidates that `prepare` sees, at most a batch of them
 NO_BEST_WEIGHTS = (
     "`{}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` saved any. Add one with "
     "`monitor=`, or use ckpt='last'."
 )
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a strategy may look at once per cycle, before it measures.
-
-    Attributes:
-        predictor: The clone of the model, as a function from a batch to outputs (B, C, *positions).
-        batch: The first candidates, on the device; the same on every process.
-        seed: The strategy's seed, or the datamodule's.
-        cycle: The number of this cycle.
-
-    """
-
-    predictor: Predictor
-    batch: Any
-    seed: int
-    cycle: int
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a strategy selects from.
-
-    Attributes:
-        pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index.
-        indices: N dataset indices.
-        budget: How many to pick, at least 1 and below N.
-        generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
-        labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
-
-    """
-
-    pool: Tensor
-    indices: Sequence[int]
-    budget: int
-    generator: torch.Generator
-    labeled: Tensor | None = None
-
-    def pick(self, rows: Tensor) -> list[int]:
-        """Return the dataset indices of rows of `pool`."""
-        return [self.indices[row] for row in rows.tolist()]
 
 
 class Acquisition(Callback, ABC):
@@ -155,6 +107,30 @@ class Acquisition(Callback, ABC):
         """Return one number per row to keep with each pick, or None if rows have no such number."""
         return rows if rows.ndim == 1 else None
 
+    def pilot(self, context: Context) -> int:
+        """Return how many candidates, drawn at random, `learn` wants to see ahead of the others."""
+        return 0
+
+    def learn(self, rows: Tensor) -> Tensor:
+        """Decide from the pilot how to measure the others.
+
+        Args:
+            rows: (n, ...) measurements of the pilot, the same on every process.
+
+        Returns:
+            (n, ...) rows to select from, like those of the others.
+
+        """
+        return rows
+
+    def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
+        """Return which of one process's rows `select` may need; None for all, which then travel to every process."""
+        return top_k(rows, budget) if type(self).select is Acquisition.select and len(rows) else None
+
+    def figures(self, query: Query) -> dict[str, float]:
+        """Return what is worth logging about this query, by name."""
+        return {}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before any training, what could not be scored after it."""
         if stage != "fit":
@@ -217,6 +193,7 @@ class Acquisition(Callback, ABC):
             indices = indices[: budget + 1]
         seed = datamodule.seed if self.seed is None else self.seed
         begun = time.perf_counter()
+        figures: dict[str, float] = {}
         if budget >= len(indices):  # nothing to choose, so nothing to measure
             picks, scores, scored = list(indices), None, begun
         else:
@@ -224,16 +201,17 @@ class Acquisition(Callback, ABC):
                 query = self._measure(trainer, module, datamodule, indices, budget, seed)
                 scored = time.perf_counter()
                 picks = self._checked(trainer.strategy.broadcast(self.select(query)), query)
-                scores = _scores_of(picks, query.indices, self.score(query.pool))
+                scores, figures = _scores_of(picks, query.indices, self.score(query.pool)), self.figures(query)
         seconds = {"score": scored - begun, "select": time.perf_counter() - scored}
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(f"{type(self).__name__}: `fast_dev_run` scored {len(indices)} samples, and labels nothing.")
             return
         pool.label(picks, strategy=type(self).__name__, scores=scores, seconds=seconds)
         datamodule.save_pool()
-        log_query(trainer.loggers, pool)
+        log_query(trainer.loggers, pool, figures)
+        said = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
         rank_zero_info(
-            f"{type(self).__name__}: labeled {len(picks)} more samples in {sum(seconds.values()):.1f} s; {pool}."
+            f"{type(self).__name__}: labeled {len(picks)} more samples in {sum(seconds.values()):.1f} s{said}; {pool}."
         )
 
     def _measure(
@@ -245,7 +223,8 @@ class Acquisition(Callback, ABC):
         budget: int,
         seed: int,
     ) -> Query:
-        generator = make_generator(Stream.SELECTION, seed, datamodule.pool.cycle)
+        cycle = datamodule.pool.cycle
+        generator = make_generator(Stream.SELECTION, seed, cycle)
         if not self.needs_forward:
             return Query(torch.empty(len(indices), 0), indices, budget, generator)
         precision = trainer.precision_plugin
@@ -256,18 +235,17 @@ class Acquisition(Callback, ABC):
             self._load_best(trainer, clone)
             predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
             first = next(iter(datamodule.pool_dataloader(indices[:EXAMPLES], shard=False)))
-            self.prepare(Context(predictor, transfer(first.batch), seed, datamodule.pool.cycle))
-            measured = []
-            for part in (indices, sorted(datamodule.pool.labeled) if self.needs_labeled else []):
-                loader = datamodule.pool_dataloader(part)
-                with progress_bar(trainer, len(part) // trainer.world_size, type(self).__name__) as advance:
-                    mine = measure_pool(
-                        lambda chunk: self.measure_chunk(predictor, chunk), loader, transfer, advance=advance
-                    )
-                measured.append(gather_rows(trainer, *mine) if part else mine)
-        (ids, rows), (_, labeled) = measured
-        check_rows(type(self).__name__, indices, ids, rows)
-        return Query(rows, ids, budget, generator, labeled if self.needs_labeled else None)
+            context = Context(predictor, transfer(first.batch), seed, cycle, len(indices), budget)
+            self.prepare(context)
+            survey = Survey(type(self).__name__, trainer, datamodule, transfer, partial(self.measure_chunk, predictor))
+            shortlist = partial(self.shortlist, budget=budget)
+            pilot = draw_pilot(indices, self.pilot(context), seed, cycle)
+            if pilot:
+                candidates = survey.read_after_pilot(indices, pilot, self.learn, shortlist)
+            else:
+                candidates = survey.read(indices, shortlist)
+            labeled = survey.read(sorted(datamodule.pool.labeled), ranked=False).rows if self.needs_labeled else None
+        return Query(candidates.rows, candidates.indices, budget, generator, labeled, candidates.mean)
 
     def _load_best(self, trainer: Trainer, clone: LightningModule) -> None:
         if self.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
@@ -230,6 +231,25 @@ def canonical(outputs: Tensor) -> Tensor:
     if outputs.ndim in (2, 4, 5):
         return outputs
     raise TypeError(f"Cannot tell samples from classes in {describe(outputs)}. {THREE_WAYS_OUT}")
+
+
+def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
+    """Return a batch of some of the samples of another.
+
+    Args:
+        batch: Nested containers of tensors; those with `size` rows are taken to have one per sample, others are kept.
+        rows: (n,) positions in the batch, on its device.
+        size: Number of samples in `batch`.
+
+    Returns:
+        A batch of the same form.
+
+    """
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == size else tensor
+
+    return apply_to_collection(batch, Tensor, take)
 
 
 def label_of(sample: Any) -> int:

@@ -215,6 +215,12 @@ def pool_loader(
     return DataLoader[Any](view, batch_sampler=sampler, **options)
 
 
+def share_of(loader: DataLoader[PoolBatch]) -> list[int]:
+    """Return the dataset indices that a process's pool loader will read, in order."""
+    view: Any = loader.dataset
+    return [int(view.indices[position]) for positions in loader.batch_sampler or () for position in positions]
+
+
 def resolve_batch_size(wrapped: DataLoader[Any], batch_size: int | None) -> int:
     """Return `batch_size`, or that of the wrapped loader.
 

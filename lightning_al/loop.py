@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_al.acquisition import Acquisition
+from lightning_al.clone import load_weights
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.reset import Reset, ResetPolicy
 from lightning_al.run_folder import Record, RunFolder, format_table, show
-from lightning_al.scoring import load_weights
 from lightning_al.seeding import Stream, derive_seed
 from lightning_al.tracking import log_at
 

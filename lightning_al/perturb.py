@@ -1,95 +1,64 @@
-"""K perturbations of a module's parameters, and how far its outputs move.
+"""How far outputs move under K perturbations of the parameters: what every backend offers, and finite differences.
 
-The passes are written as a readable loop. Nothing outside this file knows how a perturbed output comes about.
+Finite differences are the reference: a readable loop over passes that perturbs one set of weights in place. Nothing
+outside this file and `jvp.py` knows how a deviation comes about.
 """
 
-import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
+from lightning_al.noise import Noise
+from lightning_al.prefix import record_prefix
 from lightning_al.seeding import make_generator
 
-Distribution = Literal["gaussian", "uniform", "laplace"]
-Scope = Literal["global", "tensor"]
+Seed = tuple[int, ...]
+
+HELD_BYTES = 2**30  # of clean outputs and recorded results kept on the device while the passes run
 
 
-@dataclass(frozen=True)
-class Noise:
-    r"""Zero-mean i.i.d. noise for a list of parameters, scaled to a relative or absolute magnitude.
+class Deviation(NamedTuple):
+    """How far the outputs of one batch moved in one pass.
 
-    A draw is $\xi_k D_k$ with $\xi_k = m \, \|\theta\| / \|D_k\|$ if `relative` (the norms taken over all parameters
-    together, or over each one by itself), else $\xi_k = m$.
-
-    Args:
-        magnitude: m, positive; the paper uses 1e-3.
-        relative: Scale to the norm of the parameters.
-        distribution: `"gaussian"` (unit variance), `"uniform"` (-1, 1) or `"laplace"` (b = 1).
-        scope: One factor for all parameters (`"global"`, the paper), or one per parameter tensor (`"tensor"`).
-
-    Raises:
-        ValueError: If an argument is outside these.
-
-    References:
-        Li et al., Deep Active Learning with Noise Stability, Eq. 1, section 5.1 and appendix A.5.1.
+    Attributes:
+        position: Which batch of the chunk.
+        step: Which pass.
+        change: (B, C, *positions) perturbed minus clean outputs, or their first-order term.
+        clean: (B, C, *positions) clean outputs.
 
     """
 
-    magnitude: float = 1e-3
-    relative: bool = True
-    distribution: Distribution = "gaussian"
-    scope: Scope = "global"
+    position: int
+    step: int
+    change: Tensor
+    clean: Tensor
 
-    def __post_init__(self) -> None:
-        if not 0 < self.magnitude < math.inf:
-            raise ValueError(f"`Noise(magnitude={self.magnitude})`: must be positive; the paper uses 1e-3.")
-        for name, allowed in (("distribution", Distribution), ("scope", Scope)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"`Noise({name}={getattr(self, name)!r})`: expected one of {get_args(allowed)}.")
 
-    def draw(self, parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """Draw one step per parameter, on its device and in its precision.
+class Backend(Protocol):
+    """A way to compute deviations."""
+
+    def clean(self, batch: Any) -> Tensor:
+        """Return the outputs (B, C, *positions) under the clean parameters."""
+
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
+        """Yield each batch's deviation in each pass, the passes of a batch in order.
 
         Args:
-            parameters: The clean parameters.
-            generator: Where the randomness comes from, on the device of the parameters.
+            chunk: Batches on the device.
+            seeds: One tuple of integers per pass; the same seed gives the same noise.
+            clean: The outputs of each batch, if they are at hand.
 
-        Returns:
-            Steps with the shapes of the parameters, to be added to them.
+        Yields:
+            Deviations; only the latest one need be kept alive.
 
         """
-        directions = [self._direction(parameter, generator) for parameter in parameters]
-        if not self.relative:
-            factors = [torch.tensor(self.magnitude, dtype=torch.float64)] * len(directions)
-        else:
-            sizes, lengths = _norms(parameters), _norms(directions)
-            if self.scope == "global":
-                sizes, lengths = sizes.norm().expand_as(sizes), lengths.norm().expand_as(lengths)
-            # a parameter of one element can draw a zero (in low precision often): then there is no direction to step in
-            factors = list(torch.where(lengths > 0, self.magnitude * sizes / lengths, 0.0))
-        return [direction.mul_(factor.to(direction)) for direction, factor in zip(directions, factors, strict=True)]
-
-    def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
-        direction = torch.empty_like(parameter)
-        if self.distribution == "gaussian":
-            return direction.normal_(generator=generator)
-        if self.distribution == "uniform":
-            return direction.uniform_(-1, 1, generator=generator)
-        # the difference of two unit exponentials is Laplace with b = 1, without the logarithm of a zero
-        other = torch.empty_like(parameter).exponential_(generator=generator)
-        return direction.exponential_(generator=generator).sub_(other)
-
-
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    # in double precision: a sum of tens of millions of squares must not depend on its order
-    return torch.stack([tensor.detach().double().norm() for tensor in tensors])
 
 
 @contextmanager
@@ -111,81 +80,93 @@ def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator
             parameter.copy_(value)
 
 
-def finite_differences(
-    forward: Callable[[Any], Tensor],
-    chunk: Sequence[Any],
-    parameters: Sequence[Tensor],
-    noise: Noise,
-    seeds: Sequence[tuple[int, ...]],
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    r"""Yield $f(x; \theta + \xi_k D_k) - f(x; \theta)$ batch by batch, pass by pass.
+class FiniteDifferences:
+    r"""The backend $f(x; \theta + \xi_k D_k) - f(x; \theta)$: exact in any model, in full precision.
 
     The passes are the outer loop, so that a chunk of several batches costs K noise draws and not K per batch; the
-    clean outputs are computed once.
+    clean outputs are computed once. What noise cannot reach (a frozen backbone, the layers before `modules`) is
+    computed once as well, where that saves time: the first batch is timed both ways.
 
     Args:
-        forward: Maps a batch to its outputs (B, C, *positions), using `parameters`.
-        chunk: Batches on the device.
+        forward: Maps a batch to its outputs (B, C, *positions), using `parameters`; call under `torch.no_grad`.
         parameters: What to perturb, in place; bit-identical afterwards.
         noise: What to add.
-        seeds: One tuple of integers per pass, so K of them.
+        replay: Whether clean results may be kept from pass to pass; a compiled forward pass does not allow it.
+        held_bytes: How much may be kept on the device beside the inputs. A dense output is kept for one batch only.
 
-    Yields:
-        (position of the batch in `chunk`, deviation, clean outputs), for each batch of each pass.
-
-    Cost: K + 1 forward passes per sample; memory for the clean outputs of the chunk, and twice the parameters.
-
-    """
-    clean = [forward(batch) for batch in chunk]
-    device = parameters[0].device
-    for seed in seeds:
-        steps = noise.draw(parameters, make_generator(*seed, device=device))
-        with perturbed(parameters, steps):
-            for position, batch in enumerate(chunk):
-                yield position, forward(batch) - clean[position], clean[position]
-
-
-def noisy_parameters(
-    module: nn.Module, run: Callable[[], Any], patterns: Sequence[str] | None = None
-) -> list[nn.Parameter]:
-    """Find what gets noise: the parameters that train and that `run` uses, each once.
-
-    Unused ones (an auxiliary head, a second network) would only inflate the norm that scales the noise. They are
-    told apart by watching every operator of one forward pass.
-
-    Args:
-        module: The module that `run` calls.
-        run: Does one forward pass.
-        patterns: Glob patterns of module names; a match takes the module's whole subtree, and a pattern also
-            matches below any parent ("fc" finds "model.fc"). None takes every module.
-
-    Returns:
-        Parameters in the order of `module.named_parameters()`, tied ones once; buffers never.
-
-    Raises:
-        ValueError: If a pattern matches no module, or nothing is left to perturb.
+    Cost: K + 1 forward passes per sample, of which only one runs the layers that noise cannot reach; memory for the
+        clean outputs, and twice the parameters.
 
     """
-    if patterns is not None:
-        _check_patterns(module, patterns)
-    # a tied parameter has several names, of which any may match
-    named = module.named_parameters(remove_duplicate=False)
-    matching = {id(parameter) for name, parameter in named if patterns is None or _matches(name, patterns)}
-    trainable = [
-        parameter
-        for parameter in module.parameters()
-        if parameter.requires_grad and parameter.numel() and id(parameter) in matching
-    ]
-    with torch.no_grad(), _RecordArguments() as record:
-        run()
-    used = [parameter for parameter in trainable if id(parameter) in record.seen]
-    if not used:
-        raise ValueError(
-            f"{type(module).__name__} has no parameter to perturb: {len(trainable)} of its parameters train"
-            f"{'' if patterns is None else f' under modules={list(patterns)}'}, and the forward pass uses none of "
-            "them. Unfreeze some, name other `modules`, or let `forward` go through the module's own parameters."
-        )
-    return used
+
+    def __init__(
+        self,
+        forward: Callable[[Any], Tensor],
+        parameters: Sequence[Tensor],
+        noise: Noise,
+        *,
+        replay: bool = True,
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
+        self._forward = forward
+        self._parameters = parameters
+        self._noise = noise
+        self._held_bytes = held_bytes
+        self._replays = None if replay else False  # None: not known before the first batch
+
+    def clean(self, batch: Any) -> Tensor:
+        """Return the outputs (B, C, *positions) under the clean parameters."""
+        return self._forward(batch)
+
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
+        """Yield the deviations pass by pass, for as many batches at a time as may be held."""
+        device = self._parameters[0].device
+        for group in self._groups(chunk, clean):
+            for step, seed in enumerate(seeds):
+                steps = self._noise.draw(self._parameters, make_generator(*seed, device=device))
+                with perturbed(self._parameters, steps):
+                    for position, forward, output in group:
+                        yield Deviation(position, step, forward() - output, output)
+
+    def _groups(
+        self, chunk: Sequence[Any], clean: Sequence[Tensor] | None
+    ) -> Iterator[list[tuple[int, Callable[[], Tensor], Tensor]]]:
+        """Run the clean passes, as many at a time as may be held."""
+        group, held = [], 0
+        for position, batch in enumerate(chunk):
+            forward, output, nbytes = self._start(batch, None if clean is None else clean[position])
+            group.append((position, forward, output))
+            held += nbytes
+            if output.ndim > 2 or held >= self._held_bytes:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+    def _start(self, batch: Any, clean: Tensor | None) -> tuple[Callable[[], Tensor], Tensor, int]:
+        """Return how to run a perturbed pass over a batch, its clean outputs, and the bytes that this holds."""
+        forward = partial(self._forward, batch)
+        if self._replays is False:
+            output = forward() if clean is None else clean
+            return forward, output, output.nbytes
+        output, prefix = record_prefix(forward, self._parameters)
+        if self._replays is None:
+            self._replays = prefix is not None and _seconds(partial(prefix.run, forward)) < _seconds(forward)
+        if prefix is None or not self._replays:
+            return forward, output, output.nbytes
+        return partial(prefix.run, forward), output, output.nbytes + prefix.nbytes
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    """Time a pass; the better of two, since the first one may still allocate."""
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        run().sum().item()  # which waits for the device
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
 
 
 def check_repeatable(forward: Callable[[Any], Tensor], batch: Any) -> None:
@@ -206,37 +187,3 @@ def check_repeatable(forward: Callable[[Any], Tensor], batch: Any) -> None:
             "draws random numbers in eval mode, and noise stability would rank these. Define `acquisition_step` to "
             "return the outputs without sampling."
         )
-
-
-class _RecordArguments(TorchDispatchMode):
-    """Remember which tensors were ever passed to an operator."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
-        return func(*args, **(kwargs or {}))
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a module on the path to the named parameter (or module) fits a pattern."""
-    parts = name.split(".")
-    ancestors = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return any(
-        fnmatchcase(ancestor, form)
-        for ancestor in ancestors
-        for pattern in patterns
-        for form in (pattern, f"*.{pattern}")
-    )
-
-
-def _check_patterns(module: nn.Module, patterns: Sequence[str]) -> None:
-    names = [name for name, _ in module.named_modules() if name]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, form) for name in names for form in (pattern, f"*.{pattern}")):
-            raise ValueError(
-                f"`modules={list(patterns)}`: {pattern!r} matches no module of {type(module).__name__}; it has "
-                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
-            )

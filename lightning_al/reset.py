@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_al.scoring import load_weights
+from lightning_al.clone import load_weights
 
 Reset = Literal["scratch", "warm", "pretrained", "shrink_perturb"]
 

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     SCORING = 5
     SELECTION = 6
     NOISE = 7
+    PILOT = 8
 
 
 def derive_seed(*entropy: int) -> int:

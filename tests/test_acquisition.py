@@ -27,10 +27,11 @@ from lightning_al import (
     RandomAcquisition,
     functional,
 )
-from lightning_al.acquisition import Context
 from lightning_al.adapters import Predictor
-from lightning_al.perturb import Noise
-from lightning_al.scoring import true_float32
+from lightning_al.clone import true_float32
+from lightning_al.noise import Noise
+from lightning_al.perturb import FiniteDifferences
+from lightning_al.query import Context
 from lightning_al.seeding import Stream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.noise_stability_twin import twin, twin_outputs
@@ -305,7 +306,7 @@ def test_other_query_sizes_are_refused(query_size):
         ({"passes": 0}, "`passes=0`: noise stability needs at least one pass"),
         ({"output": "logits"}, "`output='logits'`: expected one of"),
         ({"norm": "l1"}, "`norm='l1'`: expected one of"),
-        ({"method": "jvp"}, "`method='jvp'`: expected one of"),
+        ({"method": "vmap"}, "`method='vmap'`: expected one of"),
         ({"magnitude": 0.0}, r"`Noise\(magnitude=0.0\)`: must be positive"),
         ({"distribution": "cauchy"}, r"`Noise\(distribution='cauchy'\)`: expected one of"),
         ({"scope": "layer"}, r"`Noise\(scope='layer'\)`: expected one of"),
@@ -384,7 +385,8 @@ def scores_by_hand(model: nn.Module, points: list[Tensor], passes: int) -> Tenso
     parameters = list(trained.parameters())
     with torch.no_grad(), true_float32(torch.device("cpu")):
         seeds = [(Stream.NOISE, 0, 0, k) for k in range(passes)]
-        return implementation.mean_deviation(Predictor(trained), points, parameters, Noise(), seeds).float()
+        backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
+        return implementation.deviation_sizes(backend, points, seeds).mean(1).float()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
@@ -447,7 +449,8 @@ def test_autocast_would_have_picked_other_samples():
     trained = copy.deepcopy(run.model).eval()
     parameters, seeds = list(trained.parameters()), [(Stream.NOISE, 0, 0, k) for k in range(10)]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = implementation.mean_deviation(Predictor(trained), inputs_of(indices), parameters, Noise(), seeds)
+        backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
+        rounded = implementation.deviation_sizes(backend, inputs_of(indices), seeds).mean(1)
     assert set(largest(rounded, indices, 7)) != set(run.query.indices)
 
 
@@ -757,7 +760,9 @@ def test_prepare_comes_once_per_query_and_leaves_nothing_behind():
         run = fit(acquisition, data=data)
         context = contexts[cycle]
         assert (context.seed, context.cycle) == (3, cycle)
-        assert torch.equal(context.batch[0], ToyDataset().points[candidates_of(run)[:8]])
+        assert (context.candidates, context.budget) == (len(candidates_of(run)), 5)
+        first = next(iter(run.data.pool_dataloader(candidates_of(run)[:64])))  # a batch at most
+        assert torch.equal(context.batch[0], first.batch[0])
         assert context.predictor.module is not run.model
         assert set(vars(acquisition)) == attributes
     assert len(contexts) == 2

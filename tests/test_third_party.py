@@ -149,7 +149,7 @@ def text() -> TensorDataset:
 
 def test_a_flattened_language_model_is_shown_three_ways_out(fit):
     # 6 sequences of 5 tokens come back as 30 rows
-    with pytest.raises(ValueError, match=r"got \(45,\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"):
+    with pytest.raises(ValueError, match=r"got \(45, 4\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"):
         fit(small(Transformer), text())
 
 
@@ -314,7 +314,7 @@ def test_an_ensemble_routine_is_shown_three_ways_out(fit):
         model.format_batch_fn = Repeat()
         return model
 
-    with pytest.raises(ValueError, match=r"got \(18,\) for 9 samples.*Three ways out"):
+    with pytest.raises(ValueError, match=r"got \(18, 4\) for 9 samples.*Three ways out"):
         fit(routine(torch_uncertainty.ClassificationRoutine), dataset, dataset)
     check(fit(routine(Averaged), dataset, dataset))
 

@@ -1,18 +1,21 @@
 """Noise stability: how far a model's output moves when its parameters are perturbed."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_al.adapters import Output, Predictor
-from lightning_al.perturb import Distribution, Noise, Scope, check_repeatable, finite_differences, noisy_parameters
-from lightning_al.scoring import chunked, clone_module, to_module, true_float32
+from lightning_al.backends import Method, make_backend
+from lightning_al.clone import clone_module, true_float32
+from lightning_al.noise import Distribution, Noise, Scope
+from lightning_al.perturb import Backend, Seed
+from lightning_al.scoring import Budget, chunked, to_module, within_memory
 from lightning_al.seeding import Stream
 
 Norm = Literal["squared", "l2"]
-Method = Literal["auto", "finite_difference"]
 
 
 def noise_stability(
@@ -28,6 +31,7 @@ def noise_stability(
     output: Output = "softmax",
     norm: Norm = "squared",
     method: Method = "auto",
+    compile: bool = False,
     seed: int = 0,
 ) -> Tensor:
     r"""Score samples by the mean squared deviation of the output under K parameter perturbations.
@@ -49,7 +53,10 @@ def noise_stability(
         output: What the distance is measured on: `"softmax"` for classes, `"sigmoid"` for several labels,
             `"identity"` for regression. On raw logits of a classifier the ranking is upside down.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
-        method: `"finite_difference"`; `"auto"` takes the fastest that is exact.
+        method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
+            differentiation in single precision or bfloat16; `"auto"` takes the fastest that is exact for this model.
+        compile: Run the passes through `torch.compile`, which pays for large pools; excludes the saving that `modules`
+            brings.
         seed: Seed of the noise, which is that of the callback in cycle 0.
 
     Returns:
@@ -79,15 +86,23 @@ def noise_stability(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), true_float32(device):
         predictor = Predictor(clone_module(model, device))
-        seeds = [(Stream.NOISE, seed, 0, index) for index in range(passes)]
-        parameters: list[nn.Parameter] = []
+        seeds = [(Stream.NOISE, seed, 0, step) for step in range(passes)]
+        backend: Backend | None = None
         scores = []
-        for chunk in chunked(to_module(batch, predictor.module) for batch in batches):
-            if not parameters:
-                example = chunk[0]
-                check_repeatable(lambda batch: predictor.output(batch, output), example)
-                parameters = noisy_parameters(predictor.module, lambda: predictor.output(example, output), modules)  # noqa: B023
-            scores.append(mean_deviation(predictor, chunk, parameters, noise, seeds, output, norm).float().cpu())
+        budget = Budget()
+        for chunk in chunked((to_module(batch, predictor.module) for batch in batches), budget):
+            backend = backend or make_backend(
+                predictor,
+                chunk[0],
+                noise=noise,
+                seeds=seeds,
+                modules=modules,
+                output=output,
+                method=method,
+                compiled=compile,
+            )
+            measure = partial(deviation_sizes, backend, seeds=seeds, norm=norm)
+            scores.append(within_memory(measure, chunk, budget).mean(1).float().cpu())
     if not scores:
         raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
     return torch.cat(scores)
@@ -107,82 +122,89 @@ def check_options(passes: int, output: str, norm: str, method: str) -> None:
             raise ValueError(f"`{name}={value!r}`: expected one of {get_args(allowed)}.")
 
 
-def mean_deviation(
-    predictor: Predictor,
+def deviation_sizes(
+    backend: Backend,
     chunk: Sequence[Any],
-    parameters: Sequence[Tensor],
-    noise: Noise,
-    seeds: Sequence[tuple[int, ...]],
-    output: Output = "softmax",
+    seeds: Sequence[Seed],
     norm: Norm = "squared",
+    clean: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    r"""Average the size of the deviations over the passes.
+    r"""Measure the deviation of each sample in each pass; the score is the mean over the passes.
 
     A dense output is reduced at once: the norm is taken over the classes at each position, then averaged over the
     positions.
 
     Args:
-        predictor: The model that the parameters belong to.
+        backend: What computes the deviations.
         chunk: Batches on the device.
-        parameters: What gets noise.
-        noise: How much and of what kind.
         seeds: One tuple of integers per pass.
-        output: What the distance is measured on.
         norm: `"squared"` or `"l2"`.
+        clean: The clean outputs of each batch, if they are at hand.
 
     Returns:
-        (n,) scores, n being the number of samples in the chunk.
+        (n, K) sizes, n being the number of samples in the chunk.
 
     References:
         Li et al., Deep Active Learning with Noise Stability, Eq. 2.
 
     """
-    sums: dict[int, Tensor] = {}
-    steps = finite_differences(lambda batch: predictor.output(batch, output), chunk, parameters, noise, seeds)
-    for position, deviation, _ in steps:
-        squared = deviation.square().sum(1)
+    sizes: list[list[Tensor]] = [[] for _ in chunk]
+    for position, _, change, _ in backend.deviations(chunk, seeds, clean):
+        squared = change.square().sum(1)
         size = squared if norm == "squared" else squared.sqrt()
-        size = size.reshape(len(size), -1).mean(1)
-        sums[position] = sums[position] + size if position in sums else size
-    return torch.cat([sums[position] for position in range(len(chunk))]) / len(seeds)
+        sizes[position].append(size.reshape(len(size), -1).mean(1))
+    return torch.cat([torch.stack(passes, 1) for passes in sizes])
 
 
-def deviation_vectors(
-    predictor: Predictor,
-    chunk: Sequence[Any],
-    parameters: Sequence[Tensor],
-    noise: Noise,
-    seeds: Sequence[tuple[int, ...]],
-    output: Output = "softmax",
-    normalize: bool = False,
-) -> Tensor:
+def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], normalize: bool = False) -> Tensor:
     r"""Concatenate the deviations of all passes: random projections of the per-sample gradients.
 
     A dense output is averaged over its positions first.
 
     Args:
-        predictor: The model that the parameters belong to.
+        backend: What computes the deviations.
         chunk: Batches on the device.
-        parameters: What gets noise.
-        noise: How much and of what kind.
         seeds: One tuple of integers per pass.
-        output: What the deviations are measured on.
         normalize: Divide by the norm of the sample's clean output, as the authors' later code does.
 
     Returns:
-        (n, K * C) vectors; the mean over K of their squared norm is the score of `mean_deviation` (norm "squared")
+        (n, K * C) vectors; the mean over K of their squared norm is the mean of `deviation_sizes` (norm "squared")
         for an output that is not dense, unless normalized.
 
     References:
         Li et al., Deep Active Learning with Noise Stability (AAAI 2024), and its released code.
 
     """
-    vectors: dict[int, list[Tensor]] = {}
-    steps = finite_differences(lambda batch: predictor.output(batch, output), chunk, parameters, noise, seeds)
-    for position, deviation, clean in steps:
-        vector = deviation.reshape(*deviation.shape[:2], -1).mean(2)
+    vectors: list[list[Tensor]] = [[] for _ in chunk]
+    for position, _, change, clean in backend.deviations(chunk, seeds):
+        vector = change.reshape(*change.shape[:2], -1).mean(2)
         if normalize:
             center = clean.reshape(*clean.shape[:2], -1).mean(2)
             vector = vector / center.norm(dim=1, keepdim=True).clamp_min(torch.finfo(center.dtype).tiny)
-        vectors.setdefault(position, []).append(vector)
-    return torch.cat([torch.cat(vectors[position], 1) for position in range(len(chunk))])
+        vectors[position].append(vector)
+    return torch.cat([torch.cat(passes, 1) for passes in vectors])
+
+
+def sensitivity(clean: Tensor, output: Output) -> Tensor:
+    r"""Return how strongly the outputs respond to the raw ones that they are made of.
+
+    A classifier that is sure of a sample hardly responds to any noise, so its score can be foretold to be small before
+    a single pass: $\|\mathrm{diag}(p) - p p^T\|_F^2 = \sum_c p_c^2 - 2 \sum_c p_c^3 + (\sum_c p_c^2)^2$.
+
+    Args:
+        clean: (B, C, *positions) probabilities, sigmoids or raw outputs.
+        output: Which of them.
+
+    Returns:
+        (B,) squared Frobenius norm of the Jacobian of softmax or sigmoid, averaged over the positions; ones for raw
+        outputs.
+
+    """
+    if output == "identity":
+        return clean.new_ones(len(clean))
+    if output == "sigmoid":
+        squared = (clean * (1 - clean)).square().sum(1)
+    else:
+        squares = clean.square()
+        squared = squares.sum(1) - 2 * (squares * clean).sum(1) + squares.sum(1).square()
+    return squared.reshape(len(clean), -1).mean(1)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_al.acquisition import Acquisition, Query
+from lightning_al.acquisition import Acquisition
 from lightning_al.adapters import Predictor
+from lightning_al.query import Query
 
 
 class RandomAcquisition(Acquisition):

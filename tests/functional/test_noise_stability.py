@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_al.adapters import Predictor
 from lightning_al.functional import noise_stability
-from lightning_al.perturb import Noise
+from lightning_al.noise import Noise
+from lightning_al.perturb import FiniteDifferences
+from lightning_al.scoring import Budget
 from lightning_al.seeding import Stream, make_generator
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture, random_picture
@@ -679,13 +681,13 @@ def test_chunks_do_not_change_the_scores(monkeypatch, chunk_bytes):
     expected = noise_stability(model, batches)
     sizes = []
 
-    def spy(*args: Any) -> Tensor:
-        sizes.append(len(args[1]))
-        return original(*args)
+    def spy(backend: Any, chunk: Any, **options: Any) -> Tensor:
+        sizes.append(len(chunk))
+        return original(backend, chunk, **options)
 
-    original = implementation.mean_deviation
-    monkeypatch.setattr(implementation, "mean_deviation", spy)
-    monkeypatch.setattr(implementation, "chunked", functools.partial(implementation.chunked, chunk_bytes=chunk_bytes))
+    original = implementation.deviation_sizes
+    monkeypatch.setattr(implementation, "deviation_sizes", spy)
+    monkeypatch.setattr(implementation, "Budget", functools.partial(Budget, chunk_bytes))
     assert torch.equal(noise_stability(model, batches), expected)
     assert sizes == {1: [1] * 5, 100: [1] * 5, 2**20: [5]}[chunk_bytes]
 
@@ -699,9 +701,8 @@ def test_deviation_vectors_are_the_deviations_side_by_side(name, normalize):
     seeds = [(1, k) for k in range(3)]
     chunk = [(inputs.double(), labels) for inputs, labels in batches]
     with torch.no_grad():
-        vectors = implementation.deviation_vectors(
-            predictor, chunk, parameters, Noise(), seeds, "softmax", normalize=normalize
-        )
+        backend = FiniteDifferences(predictor.probabilities, parameters, Noise())
+        vectors = implementation.deviation_vectors(backend, chunk, seeds, normalize=normalize)
         expected = []
         clean = torch.cat([predictor.probabilities(batch) for batch in chunk]).flatten(2 if name != "mlp" else 1)
         center = clean.mean(2) if name != "mlp" else clean
@@ -737,7 +738,7 @@ def test_deviation_vectors_are_the_deviations_side_by_side(name, normalize):
         ({"scope": "layer"}, r"scope='layer'.*expected one of \('global', 'tensor'\)"),
         ({"output": "logits"}, r"`output='logits'`: expected one of \('softmax', 'sigmoid', 'identity'\)"),
         ({"norm": "l1"}, r"`norm='l1'`: expected one of \('squared', 'l2'\)"),
-        ({"method": "vmap"}, r"`method='vmap'`: expected one of \('auto', 'finite_difference'\)"),
+        ({"method": "vmap"}, r"`method='vmap'`: expected one of \('auto', 'finite_difference', 'jvp', 'jvp_bf16'\)"),
         ({"modules": ["head", "neck"]}, r"'neck' matches no module of MLP; it has body, activation, head\."),
         ({"modules": []}, r"no parameter to perturb: 0 of its parameters train under modules=\[\]"),
         ({"modules": ["activation"]}, r"0 of its parameters train under modules=\['activation'\]"),

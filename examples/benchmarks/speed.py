@@ -1,0 +1,86 @@
+"""Seconds of one query, against Algorithm 1 as written and against plain forward passes, for a model of each class.
+
+    python -m examples.benchmarks.speed --data FOLDER [--cases resnet18 vit] [--pool 2000] [--rounds 3]
+
+Writes `results/speed-CASE.json`.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from examples.benchmarks.algorithm_1 import algorithm_1
+from examples.benchmarks.cases import CASES, TRAINING, Case, Pictures, trained
+from examples.benchmarks.harness import in_turn, overlap, query, timed, write
+from examples.fashion_mnist import read_fashion_mnist
+from lightning_al import NoiseStabilityAcquisition
+
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda raw: raw.softmax(1), "identity": lambda raw: raw}
+
+
+def measure(name: str, case: Case, folder: str, pool: int, passes: int, share: float, rounds: int) -> None:
+    """Measure one case and write its figures."""
+    net = trained(case, folder)
+    pictures, labels = read_fashion_mnist(folder)
+    part = slice(TRAINING, TRAINING + pool + 1)  # the first one is labeled from the start
+    dataset = Pictures(pictures[part], labels[part], case.inputs)
+    budget = round(share * pool)
+    loader = DataLoader(torch.utils.data.Subset(dataset, range(1, pool + 1)), case.batch_size)
+    batches = [inputs for inputs, _ in loader]
+    picks: dict[str, list[int]] = {}
+
+    def reference() -> None:
+        scores = algorithm_1(net, loader, OUTPUTS[case.output], passes, modules=case.modules)
+        picks["algorithm 1"] = (scores.topk(budget).indices + 1).tolist()
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(passes + 1):
+            for batch in batches:
+                net(batch)
+
+    def ours(variant: str, options: dict) -> Callable[[], float]:
+        def run() -> float:
+            acquisition = NoiseStabilityAcquisition(budget, passes, output=case.output, modules=case.modules, **options)
+            picks[variant], seconds = query(net, dataset, acquisition, case.batch_size)
+            return seconds
+
+        return run
+
+    variants = {"default": {}, **case.variants}
+    runs = {"algorithm 1": lambda: timed(reference), "forward passes": lambda: timed(forward)}
+    seconds = in_turn({**runs, **{variant: ours(variant, options) for variant, options in variants.items()}}, rounds)
+    floor = seconds["forward passes"]
+    figures = {
+        variant: {
+            "seconds": round(seconds[variant], 3),
+            "times faster than algorithm 1": round(seconds["algorithm 1"] / seconds[variant], 2),
+            "above the forward passes": round(seconds[variant] / floor - 1, 3),
+            "overlap with algorithm 1": round(overlap(picks[variant], picks["algorithm 1"]), 4),
+        }
+        for variant in ("algorithm 1", *variants)
+    }
+    setting = {"pool": pool, "passes": passes, "query": budget, "batch size": case.batch_size, "rounds": rounds}
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    write(f"speed-{name}", {**setting, "parameters": parameters, "forward passes": round(floor, 3), "runs": figures})
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of the Fashion-MNIST files")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--pool", type=int, default=2000)
+    parser.add_argument("--passes", type=int, default=10)
+    parser.add_argument("--share", type=float, default=0.1, help="share of the pool to pick")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    for name in options.cases:
+        measure(name, CASES[name], options.data, options.pool, options.passes, options.share, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Which backend computes the deviations of a model: the fastest one that is exact for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
+
+from lightning_al.adapters import Output, Predictor
+from lightning_al.jvp import ForwardDerivatives, UnsupportedOperatorError
+from lightning_al.noise import Noise, noisy_parameters
+from lightning_al.perturb import Backend, FiniteDifferences, Seed, check_repeatable
+
+Method = Literal["auto", "finite_difference", "jvp", "jvp_bf16"]
+
+AGREEMENT = 0.99  # rank correlation with finite differences, over one batch, below which derivatives are not used
+
+
+def make_backend(
+    predictor: Predictor,
+    batch: Any,
+    *,
+    noise: Noise,
+    seeds: Sequence[Seed],
+    modules: Sequence[str] | None = None,
+    output: Output = "softmax",
+    method: Method = "auto",
+    compiled: bool = False,
+) -> Backend:
+    """Choose how to compute deviations, and try it on one batch.
+
+    Args:
+        predictor: The model, on its device and in eval mode; call under `torch.no_grad`.
+        batch: Some samples, to look at the forward pass.
+        noise: How much noise, and of what kind.
+        seeds: One tuple of integers per pass.
+        modules: Glob patterns of the modules that get noise.
+        output: What the deviations are measured on.
+        method: `"finite_difference"` in single precision; `"jvp"` in single precision, `"jvp_bf16"` in bfloat16;
+            `"auto"` is `"jvp_bf16"` on a GPU that has it, if it ranks the batch as finite differences do, and else
+            `"finite_difference"`.
+        compiled: Run the forward passes through `torch.compile`.
+
+    Returns:
+        The backend. Derivatives that the model does not support are replaced by finite differences, with a warning.
+
+    Raises:
+        ValueError: If the model is random in eval mode, or nothing can be perturbed.
+
+    Cost: four forward passes over `batch`, and for derivatives one scoring of it both ways.
+
+    """
+
+    def forward(batch: Any) -> Tensor:
+        return predictor.output(batch, output)
+
+    check_repeatable(forward, batch)
+    parameters = noisy_parameters(predictor.module, lambda: forward(batch), modules)
+    run = _compiled(forward, parameters[0].device) if compiled else forward
+    differences = FiniteDifferences(run, parameters, noise, replay=not compiled)
+    if method == "auto":
+        low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and torch.cuda.is_bf16_supported()
+        method = "jvp_bf16" if low else "finite_difference"
+        trusted = False
+    else:
+        trusted = True
+    if method == "finite_difference":
+        return differences
+    dtype = torch.bfloat16 if method == "jvp_bf16" else None
+    derivatives = ForwardDerivatives(predictor, output, parameters, noise, dtype=dtype, compiled=compiled)
+    return _checked(derivatives, FiniteDifferences(forward, parameters, noise), batch, seeds, trusted) or differences
+
+
+def _compiled(forward: Callable[[Any], Tensor], device: torch.device) -> Callable[[Any], Tensor]:
+    """Compile a forward pass; on a GPU into CUDA graphs, whose outputs live in memory that the next run reuses."""
+    # the weights are inputs of the compiled function, so that a perturbed pass is no reason to compile again
+    run: Callable[[Any], Tensor] = torch.compile(forward, mode="reduce-overhead" if device.type == "cuda" else None)
+    return (lambda batch: run(batch).clone()) if device.type == "cuda" else run
+
+
+def _checked(
+    derivatives: ForwardDerivatives, reference: FiniteDifferences, batch: Any, seeds: Sequence[Seed], trusted: bool
+) -> ForwardDerivatives | None:
+    """Return the derivatives if they work and rank a batch as finite differences do; warn and say why if not."""
+    try:
+        derivatives.probe(batch, seeds[0])
+    except UnsupportedOperatorError as error:
+        rank_zero_warn(
+            f"No derivative along the noise: {error} has no forward-mode formula, so noise stability takes finite "
+            'differences. `method="finite_difference"` says so without this warning.'
+        )
+        return None
+    agreement = rank_agreement(_sizes(derivatives, batch, seeds), _sizes(reference, batch, seeds))
+    if agreement >= AGREEMENT:
+        rank_zero_info(f"Noise stability by derivatives: rank agreement {agreement:.4f} with finite differences.")
+        return derivatives
+    rank_zero_warn(
+        f"Derivatives along the noise rank a batch otherwise than finite differences in single precision do (rank "
+        f"agreement {agreement:.3f}, expected at least {AGREEMENT}): the noise is too large for a first-order term, "
+        f"the precision too low, or `forward` cuts the gradient. Noise stability "
+        f"{'takes them all the same, as asked' if trusted else 'takes finite differences'}."
+    )
+    return derivatives if trusted else None
+
+
+def _sizes(backend: Backend, batch: Any, seeds: Sequence[Seed]) -> Tensor:
+    """Return the mean squared deviation of each sample."""
+    squares = [deviation.change.square() for deviation in backend.deviations([batch], seeds)]
+    return torch.stack([square.reshape(len(square), -1).sum(1) for square in squares]).mean(0)
+
+
+def rank_agreement(one: Tensor, other: Tensor) -> float:
+    """Return Spearman's rank correlation of two (N,) tensors; 1 for fewer than two samples."""
+    return float(spearman_corrcoef(one.float(), other.float())) if len(one) > 1 else 1.0

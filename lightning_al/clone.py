@@ -1,0 +1,111 @@
+"""A copy of the user's module that scores: on the device, in eval mode, in true single precision."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.compile import to_uncompiled
+from torch import nn
+
+from lightning_al.adapters import LOW_PRECISION
+
+
+@contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Leave autocast and switch TF32 off inside, and restore every flag.
+
+    A finite difference subtracts two nearly equal numbers, so it keeps only the digits that the precision has to
+    spare: under bfloat16 autocast it would rank rounding errors.
+    """
+    with ExitStack() as stack:
+        for get, put, exact in _float32_settings():
+            value = get()
+            if value != exact:  # an inherited value must not become one of the switch's own when it is restored
+                stack.callback(put, value)
+                put(exact)
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """List how to read and write what lets float32 work run in less, parents first, each with its exact value."""
+    backends: Any = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and newer: the old switches may not even be read beside these
+        owners = [backends, backends.cudnn, backends.mkldnn, backends.cuda.matmul, backends.mkldnn.matmul]
+        owners += [operators for backend in owners[1:3] for operators in (backend.conv, backend.rnn)]
+        name = "fp32_precision"
+        return [(partial(getattr, owner, name), partial(setattr, owner, name), "ieee") for owner in owners]
+    cudnn = (partial(getattr, backends.cudnn, "allow_tf32"), partial(setattr, backends.cudnn, "allow_tf32"), False)
+    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), cudnn]
+
+
+def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a module for scoring: on the device, in eval mode, in at least single precision.
+
+    Args:
+        module: The user's module; not touched.
+        device: Where the clone goes.
+
+    Returns:
+        An independent copy.
+
+    Raises:
+        TypeError: If the module holds something that cannot be copied, with what to do about it.
+
+    """
+    try:
+        clone = copy.deepcopy(module)
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied for scoring ({type(error).__name__}: {error}). Keep open files, "
+            "locks and tensors that carry a graph (use `.detach()`) out of the module's attributes."
+        ) from error
+    if getattr(clone, "_compiler_ctx", None) is not None:
+        clone = to_uncompiled(clone)  # type: ignore[arg-type]  # compiled functions in a copy still call the original
+    for tensor in (*clone.parameters(), *clone.buffers()):
+        if tensor.dtype in LOW_PRECISION:
+            tensor.data = tensor.data.float()
+    return clone.to(device).eval()
+
+
+def load_weights(module: LightningModule, path: str | os.PathLike[str]) -> None:
+    """Load the weights of a checkpoint, as strictly as the module asks for.
+
+    Args:
+        module: The module to change.
+        path: A Lightning checkpoint, or a file with a plain state dict.
+
+    """
+    # a checkpoint of the user's own: its hyperparameters may hold any object, which `weights_only` would refuse
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    if "state_dict" in checkpoint:
+        module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint.get("state_dict", checkpoint), strict=module.strict_loading)
+
+
+@contextmanager
+def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+    """Clone a LightningModule onto the trainer's device, and let the trainer look as if it predicted.
+
+    Args:
+        trainer: The trainer that has just finished fitting.
+        module: Its module, which the strategy's teardown moved to the CPU.
+
+    Yields:
+        The clone. Hooks that ask `self.trainer.training`, to augment on the device for example, get False.
+
+    """
+    clone = clone_module(module, trainer.strategy.root_device)
+    assert isinstance(clone, LightningModule)
+    clone.trainer = trainer
+    stage = trainer.state.stage
+    trainer.predicting = True
+    try:
+        yield clone
+    finally:
+        trainer.state.stage = stage

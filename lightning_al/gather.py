@@ -1,0 +1,156 @@
+"""Rows of measurements from all processes, brought together by dataset index."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of a part of the data.
+
+    Attributes:
+        indices: Dataset indices, ascending.
+        rows: (n, ...) measurements, on the CPU.
+        count: How many samples were measured; n, unless only shortlists were brought together.
+        mean: (...) mean row of all of them.
+
+    """
+
+    indices: list[int]
+    rows: Tensor
+    count: int
+    mean: Tensor
+
+    def joined(self, other: "Measured") -> "Measured":
+        """Return these and other measurements, in ascending order of the dataset index."""
+        indices, rows = _sorted(self.indices + other.indices, torch.cat([self.rows, other.rows]))
+        count = self.count + other.count
+        return Measured(indices, rows, count, (self.mean * self.count + other.mean * other.count) / count)
+
+
+def collect(
+    trainer: Trainer,
+    name: str,
+    part: Sequence[int],
+    mine: Sequence[int],
+    indices: list[int],
+    rows: Tensor,
+    shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
+    ranked: bool = True,
+) -> Measured:
+    """Check the measurements of all processes, and bring together what is needed of them.
+
+    Args:
+        trainer: Its strategy's process group is still alive at fit end.
+        name: The strategy, for messages.
+        part: Dataset indices that were to be measured, ascending.
+        mine: Those that were this process's share.
+        indices: Those that this process measured.
+        rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
+        shortlist: Returns which rows of one process are needed, or None for all.
+        ranked: Whether samples will be picked by these, so that equal rows would be useless.
+
+    Returns:
+        The measurements, the same on every process.
+
+    Raises:
+        RuntimeError: If a sample is missing or came twice.
+        ValueError: If a value is NaN or infinite, or all rows are equal though they are to be ranked.
+
+    """
+    if trainer.world_size == 1:
+        indices, rows = _sorted(indices, rows)
+        check_rows(name, part, indices, rows, ranked)
+        return Measured(indices, rows, len(rows), _mean(rows))
+    strategy = trainer.strategy
+    shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
+    rows = rows.reshape(len(indices), *shape).to(dtype)
+    total = strategy.all_gather(rows.double().sum(0).to(strategy.root_device)).sum(0).cpu()
+    chosen = shortlist(rows)
+    # whatever looks wrong on one process is gathered whole, so that every process raises the same error
+    if chosen is not None and strategy.reduce_boolean_decision(_is_sound(name, mine, indices, rows, ranked)):
+        indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
+    else:
+        indices, rows = gather_rows(trainer, indices, rows)
+        check_rows(name, part, indices, rows, ranked)
+    return Measured(indices, rows, len(part), (total / len(part)).to(dtype))
+
+
+def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
+    """Bring rows of all processes together, sorted by dataset index, the same on every process.
+
+    Args:
+        trainer: Its strategy's process group is still alive at fit end.
+        indices: This process's dataset indices.
+        rows: This process's (n, ...) rows.
+
+    Returns:
+        All indices, ascending, and their (N, ...) rows on the CPU.
+
+    """
+    strategy, device = trainer.strategy, trainer.strategy.root_device
+    counts = strategy.all_gather(torch.tensor([len(indices)], device=device)).flatten().tolist()
+    ids = torch.zeros(max(counts), dtype=torch.int64, device=device)
+    ids[: len(indices)] = torch.tensor(indices, dtype=torch.int64, device=device)
+    padded = torch.zeros((max(counts), *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: len(indices)] = rows.to(device)
+    gathered_ids = strategy.all_gather(ids).reshape(len(counts), -1)
+    gathered_rows = strategy.all_gather(padded).reshape(len(counts), *padded.shape)
+    indices = [index for rank, count in enumerate(counts) for index in gathered_ids[rank, :count].tolist()]
+    return _sorted(indices, torch.cat([gathered_rows[rank, :count] for rank, count in enumerate(counts)]).cpu())
+
+
+def _sorted(indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
+    order = torch.tensor(indices, dtype=torch.int64).argsort()
+    return [indices[row] for row in order.tolist()], rows[order]
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.double().mean(0).to(rows.dtype)
+
+
+def _is_sound(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool) -> bool:
+    try:
+        check_rows(name, expected, indices, rows, ranked)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool = True) -> None:
+    """Refuse measurements that cannot be ranked.
+
+    Args:
+        name: The strategy, for messages.
+        expected: The dataset indices that were to be measured, ascending.
+        indices: Those that were.
+        rows: (N, ...) measurements.
+        ranked: Whether equal rows are an error.
+
+    Raises:
+        RuntimeError: If a sample is missing or came twice.
+        ValueError: If a value is NaN or infinite, or all rows are equal.
+
+    """
+    if list(expected) != list(indices):
+        wrong = sorted(set(expected).symmetric_difference(indices)) or sorted(indices)
+        raise RuntimeError(
+            f"`{name}`: expected one measurement of each of {len(expected)} samples, got {len(indices)} "
+            f"(see indices {wrong[:5]}). Does the dataset change its length or order between reads?"
+        )
+    flat = rows.reshape(len(rows), -1)
+    broken = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"`{name}`: {len(broken)} of {len(rows)} samples have NaN or infinite measurements, first "
+            f"{[indices[row] for row in broken[:5]]} (dataset indices). Look for a diverged training or broken inputs."
+        )
+    if ranked and len(flat) > 1 and flat.shape[1] and bool((flat == flat[0]).all()):
+        raise ValueError(
+            f"`{name}`: all {len(rows)} samples have the same measurement, so none comes first (dataset indices "
+            f"{list(indices[:5])}, ...). Do the outputs depend on the inputs, and on what the strategy varies?"
+        )

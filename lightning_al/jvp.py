@@ -1,0 +1,205 @@
+"""Deviations by forward-mode differentiation: the first-order term, which low precision cannot spoil.
+
+A finite difference subtracts two nearly equal numbers, so it needs every digit of single precision. The derivative
+along the noise is computed by itself, and keeps its relative precision whatever the tensor cores round.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_al.adapters import Output, Predictor
+from lightning_al.noise import Noise
+from lightning_al.perturb import Deviation, Seed
+from lightning_al.seeding import make_generator
+
+OutOfMemoryError = torch.cuda.OutOfMemoryError
+
+
+class UnsupportedOperatorError(RuntimeError):
+    """Some operator of the model has no forward-mode derivative; the message names it."""
+
+
+class ForwardDerivatives:
+    r"""The backend $\frac{\partial}{\partial t} f(x; \theta + t\,\xi_k D_k)|_{t=0}$: the same noise, to first order.
+
+    Several passes run together as one vectorized pass, as long as they fit into the device's memory.
+
+    Args:
+        predictor: The model that the parameters belong to.
+        output: What the deviations are measured on.
+        parameters: What gets noise.
+        noise: The directions.
+        dtype: Precision of the passes, to which parameters, buffers and inputs are cast; None leaves them as they are.
+            Autocast would not do: its casts and the derivative of a convolution get in each other's way.
+        compiled: Run through `torch.compile`.
+
+    Cost: about 2 K + 1 forward passes per sample; memory for the K directions and K times the activations of a batch,
+        or fewer at a time if that does not fit.
+
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Output,
+        parameters: Sequence[Tensor],
+        noise: Noise,
+        *,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self._outputs = _Outputs(predictor, output)
+        names = {id(parameter): name for name, parameter in self._outputs.named_parameters()}
+        self._parameters = {names[id(parameter)]: parameter.detach() for parameter in parameters}
+        self._noise = noise
+        self._device = parameters[0].device
+        self._dtype = dtype
+        self._values = {name: self._cast(parameter) for name, parameter in self._parameters.items()}
+        state = {**dict(self._outputs.named_parameters()), **dict(self._outputs.named_buffers())}
+        self._constants = {
+            name: self._cast(value.detach()) for name, value in state.items() if name not in self._parameters
+        }
+        self._together: int | None = None  # passes that run as one; None for all
+        self._plain_recurrence = False
+        self._along = torch.compile(self._along_one) if compiled else self._along_one
+        self._along_all = torch.compile(self._along_several) if compiled else self._along_several
+
+    def clean(self, batch: Any) -> Tensor:
+        """Return the outputs (B, C, *positions) in the precision of the passes."""
+        with self._kernels():
+            return self._call(self._values, self._cast(batch))
+
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
+        """Yield the deviations, several passes of a batch after one another; clean outputs come for free."""
+        start = 0
+        while start < len(seeds):
+            count = min(self._together or len(seeds), len(seeds) - start)
+            directions = self._draw(seeds[start : start + count])
+            for position, batch in enumerate(chunk):
+                output, changes = self._derive(directions, count, self._cast(batch))
+                for step in range(count):
+                    yield Deviation(position, start + step, changes[step], output)
+            start += count
+
+    def probe(self, batch: Any, seed: Seed) -> None:
+        """Find out how this model can be differentiated: vectorized, pass by pass, without fused recurrence.
+
+        Args:
+            batch: A few samples.
+            seed: Of any pass.
+
+        Raises:
+            UnsupportedOperatorError: If no way works.
+
+        """
+        failures = []
+        for self._together, self._plain_recurrence in [(None, False), (1, False), (None, True), (1, True)]:
+            failure = self._failure(batch, seed)
+            if failure is None:
+                return
+            failures.append(failure)
+        raise UnsupportedOperatorError(_operator(failures[1])) from failures[1]
+
+    def _failure(self, batch: Any, seed: Seed) -> Exception | None:
+        try:
+            list(self.deviations([batch], [seed, seed]))
+        except OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            return error
+        return None
+
+    def _derive(self, directions: dict[str, Tensor], count: int, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the clean outputs, and the (count, B, C, *positions) derivatives, in as large groups as fit."""
+        groups, start = [], 0
+        while start < count:
+            size = min(self._together or count, count - start)
+            group = {name: direction[start : start + size] for name, direction in directions.items()}
+            try:
+                with self._kernels():
+                    if size == 1:
+                        output, change = self._along({name: one[0] for name, one in group.items()}, batch)
+                        changes = change.unsqueeze(0)
+                    else:
+                        output, changes = self._along_all(group, batch)
+            except OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._together = size // 2
+                torch.cuda.empty_cache()
+                continue
+            groups.append(changes)
+            start += size
+        return output, torch.cat(groups)
+
+    def _along_one(self, direction: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        output, change = jvp(lambda values: self._call(values, batch), (self._values,), (direction,))[:2]
+        return output, change
+
+    def _along_several(self, directions: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        # the clean pass has no dimension of passes, so it runs once for all of them
+        along = vmap(lambda one: self._along_one(one, batch), out_dims=(None, 0))  # type: ignore[arg-type]
+        output, changes = along(directions)
+        return output, changes
+
+    def _call(self, values: dict[str, Tensor], batch: Any) -> Tensor:
+        # strict: a name that is missing would silently run in the module's own precision
+        return functional_call(self._outputs, {**self._constants, **values}, (batch,), strict=True)  # type: ignore[no-any-return]
+
+    def _cast(self, values: Any) -> Any:
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
+
+        return apply_to_collection(values, Tensor, cast)
+
+    def _draw(self, seeds: Sequence[Seed]) -> dict[str, Tensor]:
+        """Draw the directions of some passes, stacked along a new first dimension."""
+        parameters = list(self._parameters.values())
+        draws = [self._noise.draw(parameters, make_generator(*seed, device=self._device)) for seed in seeds]
+        # drawn in the parameters' precision, then cast: the same noise whatever the passes compute in
+        steps = zip(*draws, strict=True)
+        return {name: self._cast(torch.stack(step)) for name, step in zip(self._parameters, steps, strict=True)}
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Choose kernels that have derivatives: no fused attention, and no fused recurrence where it has none."""
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            fast = torch.backends.mha.get_fastpath_enabled()
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            torch.backends.mha.set_fastpath_enabled(False)
+            # only these switches: `flags` would reset the others, TF32 among them
+            libraries: list[Any] = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain_recurrence else []
+            for library in libraries:
+                stack.callback(setattr, library, "enabled", library.enabled)
+                library.enabled = False
+            yield
+
+
+class _Outputs(nn.Module):
+    """A predictor as a module, whose parameters can be swapped by name."""
+
+    def __init__(self, predictor: Predictor, output: Output) -> None:
+        super().__init__()
+        self.module = predictor.module
+        self._predictor = predictor
+        self._output: Output = output
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._predictor.output(batch, self._output)
+
+
+def _operator(error: Exception) -> str:
+    """Name the operator that an error of torch complains about."""
+    found = re.search(r"(aten::\w+|_?[a-z]\w*(?:_rnn|lstm|gru|attention)\w*)", str(error))
+    return found.group(1) if found else str(error).splitlines()[0]

@@ -1,0 +1,160 @@
+"""Fewer passes: samples that can no longer be picked drop out between them.
+
+The plan that says who drops out when was drawn up from a pilot, before these samples were read, so a sample's fate
+depends on that sample alone: the picks are the same on any number of processes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al.adapters import Output, take_rows
+from lightning_al.functional.noise_stability import Norm, deviation_sizes, sensitivity
+from lightning_al.perturb import Backend, Seed
+
+SCORE, EVEN, ODD, FINISHED = range(4)  # columns of the rows that are ranked
+NO_RACE = (
+    "`racing=True` takes single samples out of a batch, but half of a batch gives {}. Let batches be containers of "
+    "tensors with one row per sample, or use racing=False."
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """After so many passes, a sample drops out if the forecast of its log score lies below the threshold.
+
+    Attributes:
+        passes: Passes run so far.
+        weights: Of a constant, of the log sensitivity, and of the log mean deviation so far.
+        threshold: On the log score.
+
+    """
+
+    passes: int
+    weights: Tensor
+    threshold: float
+
+    def forecast(self, sensitivities: Tensor, sizes: Tensor) -> Tensor:
+        """Foretell log scores (n,) from sensitivities (n,) and the sizes (n, passes) of the deviations so far."""
+        features = race_features(sensitivities, sizes[:, : self.passes])
+        return features @ self.weights.to(features)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many passes to run, and who drops out on the way."""
+
+    passes: int
+    cuts: Sequence[Cut] = field(default=())
+
+
+def race(
+    backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], plan: Plan, norm: Norm, output: Output
+) -> Tensor:
+    """Run the passes of a plan over a chunk, each over the samples that are still in the race.
+
+    Args:
+        backend: What computes the deviations.
+        chunk: Batches on the device. What remains of a batch stays a batch of its own, so that the result does not
+            depend on which batches share a chunk.
+        seeds: At least as many as the plan has passes.
+        plan: From `plan_race`.
+        norm: `"squared"` or `"l2"`.
+        output: What the distance is measured on.
+
+    Returns:
+        (n, 4) rows as those of `ranking_rows`; a sample that dropped out has its forecast for a score, and a 0.
+
+    """
+    if not plan.cuts:
+        return ranking_rows(deviation_sizes(backend, chunk, seeds[: plan.passes], norm))
+    runners: list[_Runner] = []
+    for batch in chunk:
+        clean = backend.clean(batch)
+        if clean.ndim > 2 and len(chunk) > 1:  # the maps of one batch at a time
+            return torch.cat([race(backend, [batch], seeds, plan, norm, output) for batch in chunk])
+        runners.append(_Runner(batch, clean, sensitivity(clean, output), plan.passes))
+    done = 0
+    for cut in [*plan.cuts, Cut(plan.passes, torch.empty(0), -math.inf)]:
+        racing = [runner for runner in runners if len(runner.rows)]
+        if cut.passes > done and racing:
+            batches, outputs = [runner.batch for runner in racing], [runner.clean for runner in racing]
+            sizes = deviation_sizes(backend, batches, seeds[done : cut.passes], norm, outputs)
+            for runner, part in zip(racing, sizes.split([len(runner.rows) for runner in racing]), strict=True):
+                runner.sizes[runner.rows, done : cut.passes] = part
+            done = cut.passes
+        if done < plan.passes:
+            for runner in racing:
+                runner.drop(cut)
+    return torch.cat([runner.result for runner in runners])
+
+
+def ranking_rows(sizes: Tensor) -> Tensor:
+    """Return rows (n, 4) of score, its two halves (means over even and odd passes), and 1: all passes were run."""
+    odd = sizes[:, 1::2] if sizes.shape[1] > 1 else sizes
+    return torch.stack([sizes.mean(1), sizes[:, ::2].mean(1), odd.mean(1), sizes.new_ones(len(sizes))], 1)
+
+
+def check_race(backend: Backend, batch: Any) -> None:
+    """Refuse batches from which samples cannot be taken out.
+
+    Args:
+        backend: What computes the outputs.
+        batch: A few samples.
+
+    Raises:
+        ValueError: If a part of the batch gives other outputs than it does within the whole.
+
+    """
+    clean = backend.clean(batch)
+    half = torch.arange(max(len(clean) // 2, 1), device=clean.device)
+    try:
+        part = backend.clean(take_rows(batch, half, len(clean)))
+    except Exception as error:
+        raise ValueError(NO_RACE.format(f"{type(error).__name__}: {error}")) from error
+    expected = clean[half]
+    tolerance = 0.05 * float(expected.abs().max())  # of low precision too; samples taken for others are far off
+    if part.shape != expected.shape or not torch.allclose(part, expected, rtol=0, atol=tolerance):
+        raise ValueError(NO_RACE.format("other outputs"))
+
+
+class _Runner:
+    """A batch in the race: the samples that are still in it, and what is known of all."""
+
+    def __init__(self, batch: Any, clean: Tensor, sensitivities: Tensor, passes: int) -> None:
+        self.batch, self.clean = batch, clean
+        self.rows = torch.arange(len(clean), device=clean.device)
+        self.sizes = sensitivities.new_zeros(len(clean), passes)
+        self._sensitivities = sensitivities
+        self._forecasts = torch.full_like(sensitivities, math.nan)
+
+    def drop(self, cut: Cut) -> None:
+        forecasts = cut.forecast(self._sensitivities[self.rows], self.sizes[self.rows])
+        staying = forecasts >= cut.threshold
+        self._forecasts[self.rows[~staying]] = forecasts[~staying].exp()
+        if not bool(staying.all()):
+            kept = staying.nonzero().flatten()
+            self.batch = take_rows(self.batch, kept, len(self.rows))
+            self.rows, self.clean = self.rows[kept], self.clean[kept]
+
+    @property
+    def result(self) -> Tensor:
+        rows = self._forecasts.unsqueeze(1).repeat(1, 4)
+        rows[:, FINISHED] = 0
+        rows[self.rows] = ranking_rows(self.sizes[self.rows])
+        return rows
+
+
+def race_features(sensitivities: Tensor, sizes: Tensor) -> Tensor:
+    """Return what a log score is foretold from: (n, 2) or, after a pass, (n, 3) of 1 and logarithms."""
+    columns = [torch.ones_like(sensitivities), log_scores(sensitivities)]
+    return torch.stack([*columns, log_scores(sizes.mean(1))] if sizes.shape[1] else columns, 1)
+
+
+def log_scores(values: Tensor) -> Tensor:
+    """Return logarithms, finite for a score of zero."""
+    return values.clamp_min(torch.finfo(torch.float32).tiny).log()
