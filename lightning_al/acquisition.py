@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_al.adapters import Predictor
-from lightning_al.clone import attached_clone, load_weights, true_float32
+from lightning_al.clone import attached_clone, load_weights
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.functional import top_k
+from lightning_al.precision import true_float32
 from lightning_al.query import Context, Query
 from lightning_al.scoring import make_transfer
 from lightning_al.seeding import Stream, make_generator, seeded

@@ -1,6 +1,6 @@
 """Which backend computes the deviations of a model: the fastest one that is exact for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,8 +58,7 @@ def make_backend(
 
     check_repeatable(forward, batch)
     parameters = noisy_parameters(predictor.module, lambda: forward(batch), modules)
-    run = _compiled(forward, parameters[0].device) if compiled else forward
-    differences = FiniteDifferences(run, parameters, noise, replay=not compiled)
+    differences = FiniteDifferences(forward, parameters, noise, compiled=compiled)
     if method == "auto":
         low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and torch.cuda.is_bf16_supported()
         method = "jvp_bf16" if low else "finite_difference"
@@ -71,13 +70,6 @@ def make_backend(
     dtype = torch.bfloat16 if method == "jvp_bf16" else None
     derivatives = ForwardDerivatives(predictor, output, parameters, noise, dtype=dtype, compiled=compiled)
     return _checked(derivatives, FiniteDifferences(forward, parameters, noise), batch, seeds, trusted) or differences
-
-
-def _compiled(forward: Callable[[Any], Tensor], device: torch.device) -> Callable[[Any], Tensor]:
-    """Compile a forward pass; on a GPU into CUDA graphs, whose outputs live in memory that the next run reuses."""
-    # the weights are inputs of the compiled function, so that a perturbed pass is no reason to compile again
-    run: Callable[[Any], Tensor] = torch.compile(forward, mode="reduce-overhead" if device.type == "cuda" else None)
-    return (lambda batch: run(batch).clone()) if device.type == "cuda" else run
 
 
 def _checked(

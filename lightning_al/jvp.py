@@ -72,14 +72,12 @@ class ForwardDerivatives:
         self._along = torch.compile(self._along_one) if compiled else self._along_one
         self._along_all = torch.compile(self._along_several) if compiled else self._along_several
 
-    def clean(self, batch: Any) -> Tensor:
-        """Return the outputs (B, C, *positions) in the precision of the passes."""
+    def rough(self, batch: Any) -> Tensor:
+        """Return the clean outputs (B, C, *positions) in the precision of the passes."""
         with self._kernels():
             return self._call(self._values, self._cast(batch))
 
-    def deviations(
-        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
-    ) -> Iterator[Deviation]:
+    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield the deviations, several passes of a batch after one another; clean outputs come for free."""
         start = 0
         while start < len(seeds):

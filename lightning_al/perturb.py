@@ -42,18 +42,15 @@ class Deviation(NamedTuple):
 class Backend(Protocol):
     """A way to compute deviations."""
 
-    def clean(self, batch: Any) -> Tensor:
-        """Return the outputs (B, C, *positions) under the clean parameters."""
+    def rough(self, batch: Any) -> Tensor:
+        """Return the clean outputs (B, C, *positions) in the precision that is fastest here, for a first look."""
 
-    def deviations(
-        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
-    ) -> Iterator[Deviation]:
+    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield each batch's deviation in each pass, the passes of a batch in order.
 
         Args:
             chunk: Batches on the device.
             seeds: One tuple of integers per pass; the same seed gives the same noise.
-            clean: The outputs of each batch, if they are at hand.
 
         Yields:
             Deviations; only the latest one need be kept alive.
@@ -91,7 +88,7 @@ class FiniteDifferences:
         forward: Maps a batch to its outputs (B, C, *positions), using `parameters`; call under `torch.no_grad`.
         parameters: What to perturb, in place; bit-identical afterwards.
         noise: What to add.
-        replay: Whether clean results may be kept from pass to pass; a compiled forward pass does not allow it.
+        compiled: Run the passes through `torch.compile`, each in full.
         held_bytes: How much may be kept on the device beside the inputs. A dense output is kept for one batch only.
 
     Cost: K + 1 forward passes per sample, of which only one runs the layers that noise cannot reach; memory for the
@@ -105,58 +102,70 @@ class FiniteDifferences:
         parameters: Sequence[Tensor],
         noise: Noise,
         *,
-        replay: bool = True,
+        compiled: bool = False,
         held_bytes: int = HELD_BYTES,
     ) -> None:
+        self._device = parameters[0].device
         self._forward = forward
+        self._run = _compiled(forward, self._device) if compiled else forward
+        self._replays = False if compiled else None  # None: not known before the first batch
         self._parameters = parameters
         self._noise = noise
         self._held_bytes = held_bytes
-        self._replays = None if replay else False  # None: not known before the first batch
 
-    def clean(self, batch: Any) -> Tensor:
-        """Return the outputs (B, C, *positions) under the clean parameters."""
-        return self._forward(batch)
+    def rough(self, batch: Any) -> Tensor:
+        """Return the clean outputs (B, C, *positions), in bfloat16 where the device multiplies fast in it."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=_has_fast_bfloat16(self._device)):
+            return self._forward(batch)
 
-    def deviations(
-        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
-    ) -> Iterator[Deviation]:
+    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield the deviations pass by pass, for as many batches at a time as may be held."""
-        device = self._parameters[0].device
-        for group in self._groups(chunk, clean):
+        for group in self._groups(chunk):
             for step, seed in enumerate(seeds):
-                steps = self._noise.draw(self._parameters, make_generator(*seed, device=device))
+                steps = self._noise.draw(self._parameters, make_generator(*seed, device=self._device))
                 with perturbed(self._parameters, steps):
-                    for position, forward, output in group:
-                        yield Deviation(position, step, forward() - output, output)
+                    for position, run, clean in group:
+                        yield Deviation(position, step, run() - clean, clean)
 
-    def _groups(
-        self, chunk: Sequence[Any], clean: Sequence[Tensor] | None
-    ) -> Iterator[list[tuple[int, Callable[[], Tensor], Tensor]]]:
+    def _groups(self, chunk: Sequence[Any]) -> Iterator[list[tuple[int, Callable[[], Tensor], Tensor]]]:
         """Run the clean passes, as many at a time as may be held."""
         group, held = [], 0
         for position, batch in enumerate(chunk):
-            forward, output, nbytes = self._start(batch, None if clean is None else clean[position])
-            group.append((position, forward, output))
+            run, clean, nbytes = self._start(batch)
+            group.append((position, run, clean))
             held += nbytes
-            if output.ndim > 2 or held >= self._held_bytes:
+            if clean.ndim > 2 or held >= self._held_bytes:
                 yield group
                 group, held = [], 0
         if group:
             yield group
 
-    def _start(self, batch: Any, clean: Tensor | None) -> tuple[Callable[[], Tensor], Tensor, int]:
+    def _start(self, batch: Any) -> tuple[Callable[[], Tensor], Tensor, int]:
         """Return how to run a perturbed pass over a batch, its clean outputs, and the bytes that this holds."""
-        forward = partial(self._forward, batch)
+        run = partial(self._run, batch)
         if self._replays is False:
-            output = forward() if clean is None else clean
-            return forward, output, output.nbytes
-        output, prefix = record_prefix(forward, self._parameters)
+            clean = run()
+            return run, clean, clean.nbytes
+        clean, prefix = record_prefix(run, self._parameters)
         if self._replays is None:
-            self._replays = prefix is not None and _seconds(partial(prefix.run, forward)) < _seconds(forward)
+            self._replays = prefix is not None and _seconds(partial(prefix.run, run)) < _seconds(run)
         if prefix is None or not self._replays:
-            return forward, output, output.nbytes
-        return partial(prefix.run, forward), output, output.nbytes + prefix.nbytes
+            return run, clean, clean.nbytes
+        return partial(prefix.run, run), clean, clean.nbytes + prefix.nbytes
+
+
+def _compiled(forward: Callable[[Any], Tensor], device: torch.device) -> Callable[[Any], Tensor]:
+    """Compile a forward pass; on a GPU into CUDA graphs, whose outputs live in memory that the next run reuses."""
+    # the weights are inputs of the compiled function, so that a perturbed pass is no reason to compile again
+    run: Callable[[Any], Tensor] = torch.compile(forward, mode="reduce-overhead" if device.type == "cuda" else None)
+    return (lambda batch: run(batch).clone()) if device.type == "cuda" else run
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:

@@ -44,7 +44,7 @@ def pilot_size(candidates: int, share: float, automatic: bool) -> int:
 
 def pilot_rows(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], norm: Norm, output: Output) -> Tensor:
     """Run all passes, and return rows (n, 1 + K) of the sensitivity and the size of each deviation."""
-    sensitivities = torch.cat([sensitivity(backend.clean(batch), output) for batch in chunk])
+    sensitivities = torch.cat([sensitivity(backend.rough(batch), output) for batch in chunk])
     return torch.cat([sensitivities.unsqueeze(1), deviation_sizes(backend, chunk, seeds, norm)], 1)
 
 
@@ -79,7 +79,7 @@ def plan_race(sensitivities: Tensor, sizes: Tensor, share: float) -> list[Cut]:
         share: Share of the candidates that will be picked, in (0, 1).
 
     Returns:
-        One cut for each of `CUTS` that comes before the last pass.
+        Those of `CUTS` that save more passes than they cost.
 
     """
     scores = sizes.double().mean(1)
@@ -88,13 +88,16 @@ def plan_race(sensitivities: Tensor, sizes: Tensor, share: float) -> list[Cut]:
     # the border of the pool lies somewhere about that of the pilot; err on the side of keeping more
     rank = share * count + MARGIN / 2 * math.sqrt(count * share * (1 - share))
     border = logs.sort(descending=True).values[min(math.ceil(rank), count) - 1]
-    cuts = []
+    cuts, racing = [], count
     for passes in CUTS:
-        if passes >= sizes.shape[1]:
-            break
         features = race_features(sensitivities.double(), sizes[:, :passes].double())
         weights, error = _regress(features, logs, border)
-        cuts.append(Cut(passes, weights, float(border - MARGIN * error)))
+        cut = Cut(passes, weights, float(border - MARGIN * error))
+        staying = int((features @ weights >= cut.threshold).sum())
+        # a first look at all, or another clean pass over those that stay, is what a cut costs
+        if (racing - staying) * (sizes.shape[1] - passes) > (staying if passes else count):
+            cuts.append(cut)
+            racing = staying
     return cuts
 
 

@@ -72,25 +72,26 @@ def race(
     """
     if not plan.cuts:
         return ranking_rows(deviation_sizes(backend, chunk, seeds[: plan.passes], norm))
-    runners: list[_Runner] = []
-    for batch in chunk:
-        clean = backend.clean(batch)
-        if clean.ndim > 2 and len(chunk) > 1:  # the maps of one batch at a time
-            return torch.cat([race(backend, [batch], seeds, plan, norm, output) for batch in chunk])
-        runners.append(_Runner(batch, clean, sensitivity(clean, output), plan.passes))
+    runners = [_Runner(batch, sensitivity(backend.rough(batch), output), plan.passes) for batch in chunk]
     done = 0
-    for cut in [*plan.cuts, Cut(plan.passes, torch.empty(0), -math.inf)]:
-        racing = [runner for runner in runners if len(runner.rows)]
-        if cut.passes > done and racing:
-            batches, outputs = [runner.batch for runner in racing], [runner.clean for runner in racing]
-            sizes = deviation_sizes(backend, batches, seeds[done : cut.passes], norm, outputs)
-            for runner, part in zip(racing, sizes.split([len(runner.rows) for runner in racing]), strict=True):
-                runner.sizes[runner.rows, done : cut.passes] = part
-            done = cut.passes
-        if done < plan.passes:
-            for runner in racing:
-                runner.drop(cut)
+    for cut in plan.cuts:
+        _run(runners, backend, seeds, done, cut.passes, norm)
+        for runner in runners:
+            runner.drop(cut)
+        done = cut.passes
+    _run(runners, backend, seeds, done, plan.passes, norm)
     return torch.cat([runner.result for runner in runners])
+
+
+def _run(
+    runners: Sequence["_Runner"], backend: Backend, seeds: Sequence[Seed], start: int, stop: int, norm: Norm
+) -> None:
+    """Run some passes over the samples that are still racing."""
+    racing = [runner for runner in runners if len(runner.rows)]
+    if racing and start < stop:
+        sizes = deviation_sizes(backend, [runner.batch for runner in racing], seeds[start:stop], norm)
+        for runner, part in zip(racing, sizes.split([len(runner.rows) for runner in racing]), strict=True):
+            runner.sizes[runner.rows, start:stop] = part
 
 
 def ranking_rows(sizes: Tensor) -> Tensor:
@@ -110,10 +111,10 @@ def check_race(backend: Backend, batch: Any) -> None:
         ValueError: If a part of the batch gives other outputs than it does within the whole.
 
     """
-    clean = backend.clean(batch)
+    clean = backend.rough(batch)
     half = torch.arange(max(len(clean) // 2, 1), device=clean.device)
     try:
-        part = backend.clean(take_rows(batch, half, len(clean)))
+        part = backend.rough(take_rows(batch, half, len(clean)))
     except Exception as error:
         raise ValueError(NO_RACE.format(f"{type(error).__name__}: {error}")) from error
     expected = clean[half]
@@ -125,10 +126,10 @@ def check_race(backend: Backend, batch: Any) -> None:
 class _Runner:
     """A batch in the race: the samples that are still in it, and what is known of all."""
 
-    def __init__(self, batch: Any, clean: Tensor, sensitivities: Tensor, passes: int) -> None:
-        self.batch, self.clean = batch, clean
-        self.rows = torch.arange(len(clean), device=clean.device)
-        self.sizes = sensitivities.new_zeros(len(clean), passes)
+    def __init__(self, batch: Any, sensitivities: Tensor, passes: int) -> None:
+        self.batch = batch
+        self.rows = torch.arange(len(sensitivities), device=sensitivities.device)
+        self.sizes = sensitivities.new_zeros(len(sensitivities), passes)
         self._sensitivities = sensitivities
         self._forecasts = torch.full_like(sensitivities, math.nan)
 
@@ -139,7 +140,7 @@ class _Runner:
         if not bool(staying.all()):
             kept = staying.nonzero().flatten()
             self.batch = take_rows(self.batch, kept, len(self.rows))
-            self.rows, self.clean = self.rows[kept], self.clean[kept]
+            self.rows = self.rows[kept]
 
     @property
     def result(self) -> Tensor:

@@ -28,9 +28,9 @@ from lightning_al import (
     functional,
 )
 from lightning_al.adapters import Predictor
-from lightning_al.clone import true_float32
 from lightning_al.noise import Noise
 from lightning_al.perturb import FiniteDifferences
+from lightning_al.precision import true_float32
 from lightning_al.query import Context
 from lightning_al.seeding import Stream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset

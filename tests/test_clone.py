@@ -1,126 +1,15 @@
 import threading
-from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 
-from lightning_al.clone import clone_module, load_weights, true_float32
+from lightning_al.clone import clone_module, load_weights
 from lightning_al.testing import ToyClassifier
 from tests.snapshot import module_picture
 
 CPU = torch.device("cpu")
-
-# ---------------------------------------------------------------- true_float32
-
-backends: Any = torch.backends
-NEW = hasattr(backends.cudnn, "conv")  # torch 2.9
-SWITCHES = {
-    "all": lambda: backends,
-    "cuda": lambda: backends.cudnn,
-    "cuda matmul": lambda: backends.cuda.matmul,
-    "cuda conv": lambda: backends.cudnn.conv,
-    "cuda rnn": lambda: backends.cudnn.rnn,
-    "mkldnn": lambda: backends.mkldnn,
-    "mkldnn matmul": lambda: backends.mkldnn.matmul,
-    "mkldnn conv": lambda: backends.mkldnn.conv,
-    "mkldnn rnn": lambda: backends.mkldnn.rnn,
-}
-SWITCHES = {name: owner() for name, owner in SWITCHES.items()} if NEW else {}
-OPERATORS = [name for name in SWITCHES if " " in name]
-
-
-def switches() -> dict[str, str]:
-    return {name: owner.fp32_precision for name, owner in SWITCHES.items()}
-
-
-@pytest.fixture
-def fresh_switches():
-    """Put every switch back by hand, children to what only they were set to."""
-    before = switches()
-    yield before
-    torch.set_float32_matmul_precision("highest")
-    for name, owner in SWITCHES.items():
-        owner.fp32_precision = before[name]
-
-
-def inside_is_exact() -> None:
-    if NEW:
-        assert {name: SWITCHES[name].fp32_precision for name in OPERATORS} == dict.fromkeys(OPERATORS, "ieee")
-    else:
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert not backends.cudnn.allow_tf32
-
-
-def test_float32_is_exact_inside_and_as_before_outside(fresh_switches):
-    with true_float32(CPU):
-        inside_is_exact()
-    assert switches() == fresh_switches
-
-
-@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
-def test_the_old_matmul_switch_is_restored(fresh_switches, precision):
-    torch.set_float32_matmul_precision(precision)
-    before = switches()
-    with true_float32(CPU):
-        inside_is_exact()
-    assert switches() == before
-    assert torch.get_float32_matmul_precision() == precision
-    assert backends.cuda.matmul.allow_tf32 == (precision != "highest")  # raises where old and new switches differ
-    with pytest.raises(KeyError), true_float32(CPU):
-        raise KeyError
-    assert switches() == before
-    assert torch.get_float32_matmul_precision() == precision
-
-
-@pytest.mark.parametrize("name", SWITCHES)
-def test_a_new_switch_is_restored_also_after_an_exception(fresh_switches, name):
-    SWITCHES[name].fp32_precision = "tf32"
-    before = switches()
-    assert before[name] == "tf32"
-    with true_float32(CPU):
-        inside_is_exact()
-    assert switches() == before
-    with pytest.raises(KeyError), true_float32(CPU):
-        raise KeyError
-    assert switches() == before
-
-
-@pytest.mark.skipif(not NEW, reason="torch 2.9 brought switches that follow others")
-def test_a_switch_that_follows_its_parent_still_does_so_afterwards(fresh_switches):
-    # restoring the value that was read would turn an inherited value into one of the switch's own
-    for first, second in (("tf32", "ieee"), ("ieee", "tf32")):
-        backends.fp32_precision = first
-        followers = [name for name, value in switches().items() if value == first]
-        assert {"mkldnn conv", "cuda"} <= set(followers)
-        with true_float32(CPU):
-            inside_is_exact()
-        backends.fp32_precision = second
-        assert {name: switches()[name] for name in ("mkldnn conv", "cuda")} == {"mkldnn conv": second, "cuda": second}
-
-
-def test_nothing_is_lost_on_versions_of_torch_without_the_new_switches(monkeypatch, fresh_switches):
-    # before torch 2.9 there is only the old pair, whose `allow_tf32` would read "medium" and restore "high"
-    monkeypatch.delattr(type(backends.cudnn), "conv", raising=False)
-    torch.set_float32_matmul_precision("medium")
-    with true_float32(CPU):
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert not backends.cudnn.allow_tf32
-    assert torch.get_float32_matmul_precision() == "medium"
-    assert backends.cudnn.allow_tf32
-
-
-def test_autocast_is_left_and_entered_again():
-    left, right = torch.ones(2, 2), torch.ones(2, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with true_float32(CPU):
-            assert (left @ right).dtype == torch.float32
-        assert (left @ right).dtype == torch.bfloat16
-        with pytest.raises(KeyError), true_float32(CPU):
-            raise KeyError
-        assert (left @ right).dtype == torch.bfloat16
-
 
 # ---------------------------------------------------------------- clones
 

@@ -149,7 +149,9 @@ def text() -> TensorDataset:
 
 def test_a_flattened_language_model_is_shown_three_ways_out(fit):
     # 6 sequences of 5 tokens come back as 30 rows
-    with pytest.raises(ValueError, match=r"got \(45, 4\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"):
+    with pytest.raises(
+        ValueError, match=r"got \(45, 4\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"
+    ):
         fit(small(Transformer), text())
 
 

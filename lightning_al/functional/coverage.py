@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_al.clone import true_float32
 from lightning_al.functional.checks import check_budget, checked_centers, checked_points
+from lightning_al.precision import true_float32
 
 _CANDIDATES = 256
 # Distances in flight: few enough for the cache of a processor, enough to keep a GPU busy.

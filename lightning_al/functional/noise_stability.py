@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from lightning_al.adapters import Output, Predictor
 from lightning_al.backends import Method, make_backend
-from lightning_al.clone import clone_module, true_float32
+from lightning_al.clone import clone_module
 from lightning_al.noise import Distribution, Noise, Scope
 from lightning_al.perturb import Backend, Seed
+from lightning_al.precision import true_float32
 from lightning_al.scoring import Budget, chunked, to_module, within_memory
 from lightning_al.seeding import Stream
 
@@ -127,7 +128,6 @@ def deviation_sizes(
     chunk: Sequence[Any],
     seeds: Sequence[Seed],
     norm: Norm = "squared",
-    clean: Sequence[Tensor] | None = None,
 ) -> Tensor:
     r"""Measure the deviation of each sample in each pass; the score is the mean over the passes.
 
@@ -139,7 +139,6 @@ def deviation_sizes(
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         norm: `"squared"` or `"l2"`.
-        clean: The clean outputs of each batch, if they are at hand.
 
     Returns:
         (n, K) sizes, n being the number of samples in the chunk.
@@ -149,7 +148,7 @@ def deviation_sizes(
 
     """
     sizes: list[list[Tensor]] = [[] for _ in chunk]
-    for position, _, change, _ in backend.deviations(chunk, seeds, clean):
+    for position, _, change, _ in backend.deviations(chunk, seeds):
         squared = change.square().sum(1)
         size = squared if norm == "squared" else squared.sqrt()
         sizes[position].append(size.reshape(len(size), -1).mean(1))
