@@ -80,8 +80,8 @@ def _checked(
         derivatives.probe(batch, seeds[0])
     except UnsupportedOperatorError as error:
         rank_zero_warn(
-            f"No derivative along the noise: {error} has no forward-mode formula, so noise stability takes finite "
-            'differences. `method="finite_difference"` says so without this warning.'
+            f"No derivative along the noise: {error}. Noise stability takes finite differences; "
+            '`method="finite_difference"` says so without this warning.'
         )
         return None
     agreement = rank_agreement(_sizes(derivatives, batch, seeds), _sizes(reference, batch, seeds))
@@ -99,8 +99,8 @@ def _checked(
 
 def _sizes(backend: Backend, batch: Any, seeds: Sequence[Seed]) -> Tensor:
     """Return the mean squared deviation of each sample."""
-    squares = [deviation.change.square() for deviation in backend.deviations([batch], seeds)]
-    return torch.stack([square.reshape(len(square), -1).sum(1) for square in squares]).mean(0)
+    changes = (deviation.change for deviation in backend.deviations([batch], seeds))
+    return torch.stack([change.square().reshape(len(change), -1).sum(1) for change in changes]).mean(0)
 
 
 def rank_agreement(one: Tensor, other: Tensor) -> float:

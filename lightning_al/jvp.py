@@ -24,7 +24,7 @@ OutOfMemoryError = torch.cuda.OutOfMemoryError
 
 
 class UnsupportedOperatorError(RuntimeError):
-    """Some operator of the model has no forward-mode derivative; the message names it."""
+    """Some operator of the model has no forward-mode derivative; the message says which, or why."""
 
 
 class ForwardDerivatives:
@@ -82,11 +82,17 @@ class ForwardDerivatives:
         start = 0
         while start < len(seeds):
             count = min(self._together or len(seeds), len(seeds) - start)
-            directions = self._draw(seeds[start : start + count])
+            try:
+                directions = self._draw(seeds[start : start + count])
+            except OutOfMemoryError:
+                self._run_fewer_than(count)
+                continue
             for position, batch in enumerate(chunk):
-                output, changes = self._derive(directions, count, self._cast(batch))
-                for step in range(count):
-                    yield Deviation(position, start + step, changes[step], output)
+                step = start
+                for output, changes in self._derive(directions, count, self._cast(batch)):
+                    for change in changes:
+                        yield Deviation(position, step, change, output)
+                        step += 1
             start += count
 
     def probe(self, batch: Any, seed: Seed) -> None:
@@ -117,9 +123,9 @@ class ForwardDerivatives:
             return error
         return None
 
-    def _derive(self, directions: dict[str, Tensor], count: int, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the clean outputs, and the (count, B, C, *positions) derivatives, in as large groups as fit."""
-        groups, start = [], 0
+    def _derive(self, directions: dict[str, Tensor], count: int, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the clean outputs and (n, B, C, *positions) derivatives, in as large groups of passes as fit."""
+        start = 0
         while start < count:
             size = min(self._together or count, count - start)
             group = {name: direction[start : start + size] for name, direction in directions.items()}
@@ -131,14 +137,17 @@ class ForwardDerivatives:
                     else:
                         output, changes = self._along_all(group, batch)
             except OutOfMemoryError:
-                if size == 1:
-                    raise
-                self._together = size // 2
-                torch.cuda.empty_cache()
+                self._run_fewer_than(size)
                 continue
-            groups.append(changes)
+            yield output, changes
             start += size
-        return output, torch.cat(groups)
+
+    def _run_fewer_than(self, count: int) -> None:
+        """After so many passes did not fit together, run half as many; called while that error is handled."""
+        if count == 1:
+            raise
+        self._together = count // 2
+        torch.cuda.empty_cache()
 
     def _along_one(self, direction: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
         output, change = jvp(lambda values: self._call(values, batch), (self._values,), (direction,))[:2]
@@ -163,10 +172,10 @@ class ForwardDerivatives:
     def _draw(self, seeds: Sequence[Seed]) -> dict[str, Tensor]:
         """Draw the directions of some passes, stacked along a new first dimension."""
         parameters = list(self._parameters.values())
-        draws = [self._noise.draw(parameters, make_generator(*seed, device=self._device)) for seed in seeds]
         # drawn in the parameters' precision, then cast: the same noise whatever the passes compute in
+        draws = [self._cast(self._noise.draw(parameters, make_generator(*seed, device=self._device))) for seed in seeds]
         steps = zip(*draws, strict=True)
-        return {name: self._cast(torch.stack(step)) for name, step in zip(self._parameters, steps, strict=True)}
+        return {name: torch.stack(step) for name, step in zip(self._parameters, steps, strict=True)}
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
@@ -198,6 +207,8 @@ class _Outputs(nn.Module):
 
 
 def _operator(error: Exception) -> str:
-    """Name the operator that an error of torch complains about."""
-    found = re.search(r"(aten::\w+|_?[a-z]\w*(?:_rnn|lstm|gru|attention)\w*)", str(error))
-    return found.group(1) if found else str(error).splitlines()[0]
+    """Name the operator that an error of torch complains about, or say what it says."""
+    found = re.search(r"forward AD with (\S+) that|(aten::\w+)", str(error))
+    if found:
+        return f"{found.group(1) or found.group(2)} has no forward-mode formula"
+    return str(error).partition("\n")[0].rstrip(".")
