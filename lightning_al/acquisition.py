@@ -21,6 +21,7 @@ from lightning_al.adapters import Predictor
 from lightning_al.clone import attached_clone, load_weights
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.functional import top_k
+from lightning_al.layout import prefer_channels_last
 from lightning_al.precision import true_float32
 from lightning_al.query import Context, Query
 from lightning_al.scoring import make_transfer
@@ -126,7 +127,7 @@ class Acquisition(Callback, ABC):
 
     def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
         """Return which of one process's rows `select` may need; None for all, which then travel to every process."""
-        return top_k(rows, budget) if type(self).select is Acquisition.select and len(rows) else None
+        return top_k(rows, budget) if type(self).select is Acquisition.select else None
 
     def figures(self, query: Query) -> dict[str, float]:
         """Return what is worth logging about this query, by name."""
@@ -237,6 +238,7 @@ class Acquisition(Callback, ABC):
             predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
             first = next(iter(datamodule.pool_dataloader(indices[:EXAMPLES], shard=False)))
             context = Context(predictor, transfer(first.batch), seed, cycle, len(indices), budget)
+            prefer_channels_last(predictor, context.batch)
             self.prepare(context)
             survey = Survey(type(self).__name__, trainer, datamodule, transfer, partial(self.measure_chunk, predictor))
             shortlist = partial(self.shortlist, budget=budget)

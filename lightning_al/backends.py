@@ -11,11 +11,17 @@ from torchmetrics.functional import spearman_corrcoef
 from lightning_al.adapters import Output, Predictor
 from lightning_al.jvp import ForwardDerivatives, UnsupportedOperatorError
 from lightning_al.noise import Noise, noisy_parameters
-from lightning_al.perturb import Backend, FiniteDifferences, Seed, check_repeatable
+from lightning_al.perturb import Backend, FiniteDifferences, Seed, check_repeatable, has_fast_bfloat16
+from lightning_al.precision import computes_in_low_precision
 
 Method = Literal["auto", "finite_difference", "jvp", "jvp_bf16"]
 
 AGREEMENT = 0.99  # rank correlation with finite differences, over one batch, below which derivatives are not used
+
+LOW_PRECISION_INSIDE = (
+    "`{}` computes in low precision by itself, in autocast or by casts within its forward pass. Finite differences "
+    'then rank rounding errors: leave the precision to the Trainer, or use `method="jvp"`, which it does not spoil.'
+)
 
 
 def make_backend(
@@ -28,6 +34,7 @@ def make_backend(
     output: Output = "softmax",
     method: Method = "auto",
     compiled: bool = False,
+    static: bool = True,
 ) -> Backend:
     """Choose how to compute deviations, and try it on one batch.
 
@@ -39,9 +46,10 @@ def make_backend(
         modules: Glob patterns of the modules that get noise.
         output: What the deviations are measured on.
         method: `"finite_difference"` in single precision; `"jvp"` in single precision, `"jvp_bf16"` in bfloat16;
-            `"auto"` is `"jvp_bf16"` on a GPU that has it, if it ranks the batch as finite differences do, and else
-            `"finite_difference"`.
+            `"auto"` is `"jvp_bf16"` on a GPU with units for it, if it ranks the batch as finite differences do, and
+            else `"finite_difference"`.
         compiled: Run the forward passes through `torch.compile`.
+        static: Whether nearly all batches are of one size, so that a GPU may replay them as CUDA graphs if compiled.
 
     Returns:
         The backend. Derivatives that the model does not support are replaced by finite differences, with a warning.
@@ -58,17 +66,21 @@ def make_backend(
 
     check_repeatable(forward, batch)
     parameters = noisy_parameters(predictor.module, lambda: forward(batch), modules)
-    differences = FiniteDifferences(forward, parameters, noise, compiled=compiled)
+    differences = FiniteDifferences(forward, parameters, noise, compiled=compiled, static=static)
     if method == "auto":
-        low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and torch.cuda.is_bf16_supported()
+        low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and has_fast_bfloat16(parameters[0].device)
         method = "jvp_bf16" if low else "finite_difference"
         trusted = False
     else:
         trusted = True
     if method == "finite_difference":
+        if computes_in_low_precision(lambda: forward(batch)):
+            rank_zero_warn(LOW_PRECISION_INSIDE.format(type(predictor.module).__name__))
         return differences
     dtype = torch.bfloat16 if method == "jvp_bf16" else None
-    derivatives = ForwardDerivatives(predictor, output, parameters, noise, dtype=dtype, compiled=compiled)
+    derivatives = ForwardDerivatives(
+        predictor, output, parameters, noise, dtype=dtype, compiled=compiled, static=static
+    )
     return _checked(derivatives, FiniteDifferences(forward, parameters, noise), batch, seeds, trusted) or differences
 
 
@@ -78,13 +90,16 @@ def _checked(
     """Return the derivatives if they work and rank a batch as finite differences do; warn and say why if not."""
     try:
         derivatives.probe(batch, seeds[0])
-    except UnsupportedOperatorError as error:
+        found = _sizes(derivatives, batch, seeds)
+    except Exception as error:  # the forward pass works, so whatever fails comes from its derivative
+        kind = "" if isinstance(error, UnsupportedOperatorError) else f"{type(error).__name__}: "
+        reason = str(error).partition("\n")[0].rstrip(".")
         rank_zero_warn(
-            f"No derivative along the noise: {error}. Noise stability takes finite differences; "
+            f"No derivative along the noise: {kind}{reason}. Noise stability takes finite differences; "
             '`method="finite_difference"` says so without this warning.'
         )
         return None
-    agreement = rank_agreement(_sizes(derivatives, batch, seeds), _sizes(reference, batch, seeds))
+    agreement = rank_agreement(found, _sizes(reference, batch, seeds))
     if agreement >= AGREEMENT:
         rank_zero_info(f"Noise stability by derivatives: rank agreement {agreement:.4f} with finite differences.")
         return derivatives

@@ -208,7 +208,8 @@ class ActiveLearningDataModule(LightningDataModule):
         collate_fn = (self._evaluation_loader() or wrapped).collate_fn
         batch_size = self.pool_batch_size or self.batch_size
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer and shard else (0, 1)
-        return pool_loader(view, wrapped, collate_fn, batch_size, self.num_workers, rank, world_size)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return pool_loader(view, wrapped, collate_fn, batch_size, self.num_workers, rank, world_size, pinned=on_gpu)
 
     @rank_zero_only
     def save_pool(self) -> None:

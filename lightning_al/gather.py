@@ -51,7 +51,7 @@ def collect(
         mine: Those that were this process's share.
         indices: Those that this process measured.
         rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
-        shortlist: Returns which rows of one process are needed, or None for all.
+        shortlist: Returns which of one process's rows, at least one, are needed; None for all.
         ranked: Whether samples will be picked by these, so that equal rows would be useless.
 
     Returns:
@@ -70,9 +70,11 @@ def collect(
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
     total = strategy.all_gather(rows.double().sum(0).to(strategy.root_device)).sum(0).cpu()
-    chosen = shortlist(rows)
     # whatever looks wrong on one process is gathered whole, so that every process raises the same error
-    if chosen is not None and strategy.reduce_boolean_decision(_is_sound(name, mine, indices, rows, ranked)):
+    sound = _is_sound(name, mine, indices, rows, ranked)
+    chosen = (shortlist(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
+    if strategy.reduce_boolean_decision(chosen is not None):  # every process votes, also one without a batch
+        assert chosen is not None
         indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
     else:
         indices, rows = gather_rows(trainer, indices, rows)
@@ -142,15 +144,36 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
             f"`{name}`: expected one measurement of each of {len(expected)} samples, got {len(indices)} "
             f"(see indices {wrong[:5]}). Does the dataset change its length or order between reads?"
         )
-    flat = rows.reshape(len(rows), -1)
+    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)  # a reshape could not tell from no rows at all
     broken = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(
             f"`{name}`: {len(broken)} of {len(rows)} samples have NaN or infinite measurements, first "
             f"{[indices[row] for row in broken[:5]]} (dataset indices). Look for a diverged training or broken inputs."
         )
-    if ranked and len(flat) > 1 and flat.shape[1] and bool((flat == flat[0]).all()):
+    if ranked:
+        check_order(name, indices, rows, len(rows))
+
+
+def check_order(name: str, indices: Sequence[int], rows: Tensor, count: int, mean: Tensor | None = None) -> None:
+    """Refuse measurements that are all the same.
+
+    Args:
+        name: The strategy, for messages.
+        indices: The dataset indices that were measured.
+        rows: Their (n, ...) measurements.
+        count: How many samples were measured; n, unless `rows` are a shortlist.
+        mean: (...) mean row of all of them, for a shortlist.
+
+    Raises:
+        ValueError: If all rows are equal, those that are not on the shortlist included.
+
+    """
+    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+    if count < 2 or not flat.shape[1] or not bool((flat == flat[0]).all()):
+        return
+    if mean is None or torch.allclose(mean, rows[0]):
         raise ValueError(
-            f"`{name}`: all {len(rows)} samples have the same measurement, so none comes first (dataset indices "
+            f"`{name}`: all {count} samples have the same measurement, so none comes first (dataset indices "
             f"{list(indices[:5])}, ...). Do the outputs depend on the inputs, and on what the strategy varies?"
         )

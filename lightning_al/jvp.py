@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
@@ -18,9 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_al.adapters import Output, Predictor
 from lightning_al.noise import Noise
 from lightning_al.perturb import Deviation, Seed
+from lightning_al.scoring import is_out_of_memory
 from lightning_al.seeding import make_generator
-
-OutOfMemoryError = torch.cuda.OutOfMemoryError
 
 
 class UnsupportedOperatorError(RuntimeError):
@@ -39,12 +39,15 @@ class ForwardDerivatives:
         noise: The directions.
         dtype: Precision of the passes, to which parameters, buffers and inputs are cast; None leaves them as they are.
             Autocast would not do: its casts and the derivative of a convolution get in each other's way.
-        compiled: Run through `torch.compile`.
+        compiled: Run through `torch.compile`, once the model is probed.
+        static: Whether nearly all batches are of one size, to which compiled passes may then be fitted.
 
     Cost: about 2 K + 1 forward passes per sample; memory for the K directions and K times the activations of a batch,
         or fewer at a time if that does not fit.
 
     """
+
+    looks_in_full = False  # clean outputs come with every derivative
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class ForwardDerivatives:
         *,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
+        static: bool = True,
     ) -> None:
         self._outputs = _Outputs(predictor, output)
         names = {id(parameter): name for name, parameter in self._outputs.named_parameters()}
@@ -69,23 +73,26 @@ class ForwardDerivatives:
         }
         self._together: int | None = None  # passes that run as one; None for all
         self._plain_recurrence = False
-        self._along = torch.compile(self._along_one) if compiled else self._along_one
-        self._along_all = torch.compile(self._along_several) if compiled else self._along_several
+        self._compiled = compiled
+        self._dynamic = False if static else None
+        self._along, self._along_all = self._along_one, self._along_several
 
     def rough(self, batch: Any) -> Tensor:
         """Return the clean outputs (B, C, *positions) in the precision of the passes."""
         with self._kernels():
             return self._call(self._values, self._cast(batch))
 
-    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
-        """Yield the deviations, several passes of a batch after one another; clean outputs come for free."""
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
+        """Yield the deviations, several passes of a batch after one another."""
         start = 0
         while start < len(seeds):
             count = min(self._together or len(seeds), len(seeds) - start)
             try:
                 directions = self._draw(seeds[start : start + count])
-            except OutOfMemoryError:
-                self._run_fewer_than(count)
+            except RuntimeError as error:
+                self._run_fewer_than(count, error)
                 continue
             for position, batch in enumerate(chunk):
                 step = start
@@ -107,9 +114,13 @@ class ForwardDerivatives:
 
         """
         failures = []
-        for self._together, self._plain_recurrence in [(None, False), (1, False), (None, True), (1, True)]:
+        for together, plain_recurrence in [(None, False), (1, False), (None, True), (1, True)]:
+            self._together, self._plain_recurrence = together, plain_recurrence
             failure = self._failure(batch, seed)
             if failure is None:
+                if self._compiled:
+                    self._along = torch.compile(self._along_one, dynamic=self._dynamic)
+                    self._along_all = torch.compile(self._along_several, dynamic=self._dynamic)
                 return
             failures.append(failure)
         raise UnsupportedOperatorError(_operator(failures[1])) from failures[1]
@@ -117,9 +128,9 @@ class ForwardDerivatives:
     def _failure(self, batch: Any, seed: Seed) -> Exception | None:
         try:
             list(self.deviations([batch], [seed, seed]))
-        except OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return error
         return None
 
@@ -136,17 +147,18 @@ class ForwardDerivatives:
                         changes = change.unsqueeze(0)
                     else:
                         output, changes = self._along_all(group, batch)
-            except OutOfMemoryError:
-                self._run_fewer_than(size)
+            except RuntimeError as error:
+                self._run_fewer_than(size, error)
                 continue
             yield output, changes
             start += size
 
-    def _run_fewer_than(self, count: int) -> None:
-        """After so many passes did not fit together, run half as many; called while that error is handled."""
-        if count == 1:
-            raise
+    def _run_fewer_than(self, count: int, error: RuntimeError) -> None:
+        """Run half as many passes together if so many did not fit; raise any other error."""
+        if count == 1 or not is_out_of_memory(error):
+            raise error
         self._together = count // 2
+        rank_zero_info(f"{str(error).partition(chr(10))[0]} {self._together} passes run together from now on.")
         torch.cuda.empty_cache()
 
     def _along_one(self, direction: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
@@ -182,6 +194,11 @@ class ForwardDerivatives:
         """Choose kernels that have derivatives: no fused attention, and no fused recurrence where it has none."""
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            cuda: Any = torch.backends.cuda
+            if self._dtype is not None and hasattr(cuda, "allow_fp16_bf16_reduction_math_sdp"):  # torch 2.5
+                # or attention in low precision would be computed in single precision
+                stack.callback(cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed())
+                cuda.allow_fp16_bf16_reduction_math_sdp(True)
             fast = torch.backends.mha.get_fastpath_enabled()
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
             torch.backends.mha.set_fastpath_enabled(False)

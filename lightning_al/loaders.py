@@ -193,6 +193,7 @@ def pool_loader(
     num_workers: int | None,
     rank: int,
     world_size: int,
+    pinned: bool = False,
 ) -> DataLoader[PoolBatch]:
     """Make one process's loader over samples with their indices: never shuffled, never padded.
 
@@ -204,6 +205,7 @@ def pool_loader(
         num_workers: Worker processes; None for those of `wrapped`.
         rank: This process.
         world_size: Number of processes.
+        pinned: Pin the batches in memory even if `wrapped` does not, so that a GPU fetches them while it computes.
 
     Returns:
         A loader of `PoolBatch(indices, batch)`.
@@ -212,6 +214,7 @@ def pool_loader(
     sampler = ShardedBatchSampler(len(view), resolve_batch_size(wrapped, batch_size), rank, world_size)
     options = _carried_options(wrapped, num_workers)
     options.update(collate_fn=CollateWithIndices(collate_fn), persistent_workers=False)  # it is read only once
+    options["pin_memory"] |= pinned
     return DataLoader[Any](view, batch_sampler=sampler, **options)
 
 

@@ -71,19 +71,20 @@ class Noise:
         return [direction.mul_(factor.to(direction)) for direction, factor in zip(directions, factors, strict=True)]
 
     def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
-        direction = torch.empty_like(parameter)
+        # one after another in the order of the dimensions, however the parameter lies in memory
+        direction = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if self.distribution == "gaussian":
             return direction.normal_(generator=generator)
         if self.distribution == "uniform":
             return direction.uniform_(-1, 1, generator=generator)
         # the difference of two unit exponentials is Laplace with b = 1, without the logarithm of a zero
-        other = torch.empty_like(parameter).exponential_(generator=generator)
+        other = torch.empty_like(direction).exponential_(generator=generator)
         return direction.exponential_(generator=generator).sub_(other)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     # in double precision: a sum of tens of millions of squares must not depend on its order
-    return torch.stack([tensor.detach().double().norm() for tensor in tensors])
+    return torch.stack([torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors])
 
 
 def noisy_parameters(

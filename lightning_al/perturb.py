@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_al.noise import Noise
-from lightning_al.prefix import record_prefix
+from lightning_al.prefix import CleanPrefix, record_prefix
 from lightning_al.seeding import make_generator
 
 Seed = tuple[int, ...]
@@ -40,17 +40,27 @@ class Deviation(NamedTuple):
 
 
 class Backend(Protocol):
-    """A way to compute deviations."""
+    """A way to compute deviations.
+
+    Attributes:
+        looks_in_full: Whether `rough` gives what `deviations` would compute once more as its clean outputs.
+
+    """
+
+    looks_in_full: bool
 
     def rough(self, batch: Any) -> Tensor:
         """Return the clean outputs (B, C, *positions) in the precision that is fastest here, for a first look."""
 
-    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
         """Yield each batch's deviation in each pass, the passes of a batch in order.
 
         Args:
             chunk: Batches on the device.
             seeds: One tuple of integers per pass; the same seed gives the same noise.
+            clean: The clean outputs of each batch, where they are known already.
 
         Yields:
             Deviations; only the latest one need be kept alive.
@@ -77,6 +87,23 @@ def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator
             parameter.copy_(value)
 
 
+class Start(NamedTuple):
+    """What the perturbed passes over one batch begin with.
+
+    Attributes:
+        position: Which batch of the chunk.
+        run: Runs a pass.
+        clean: (B, C, *positions) clean outputs.
+        nbytes: What this holds on the device.
+
+    """
+
+    position: int
+    run: Callable[[], Tensor]
+    clean: Tensor
+    nbytes: int
+
+
 class FiniteDifferences:
     r"""The backend $f(x; \theta + \xi_k D_k) - f(x; \theta)$: exact in any model, in full precision.
 
@@ -89,6 +116,7 @@ class FiniteDifferences:
         parameters: What to perturb, in place; bit-identical afterwards.
         noise: What to add.
         compiled: Run the passes through `torch.compile`, each in full.
+        static: Whether nearly all batches are of one size, so that a GPU may replay them as CUDA graphs if compiled.
         held_bytes: How much may be kept on the device beside the inputs. A dense output is kept for one batch only.
 
     Cost: K + 1 forward passes per sample, of which only one runs the layers that noise cannot reach; memory for the
@@ -103,79 +131,97 @@ class FiniteDifferences:
         noise: Noise,
         *,
         compiled: bool = False,
+        static: bool = True,
         held_bytes: int = HELD_BYTES,
     ) -> None:
         self._device = parameters[0].device
         self._forward = forward
-        self._run = _compiled(forward, self._device) if compiled else forward
+        self._run = _compiled(forward, static and self._device.type == "cuda") if compiled else forward
         self._replays = False if compiled else None  # None: not known before the first batch
         self._parameters = parameters
         self._noise = noise
         self._held_bytes = held_bytes
+        self.looks_in_full = not has_fast_bfloat16(self._device)
 
     def rough(self, batch: Any) -> Tensor:
         """Return the clean outputs (B, C, *positions), in bfloat16 where the device multiplies fast in it."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=_has_fast_bfloat16(self._device)):
+        if self.looks_in_full:
+            return self._run(batch)
+        with torch.autocast(self._device.type, torch.bfloat16):
             return self._forward(batch)
 
-    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
+    def deviations(
+        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
+    ) -> Iterator[Deviation]:
         """Yield the deviations pass by pass, for as many batches at a time as may be held."""
-        for group in self._groups(chunk):
-            for step, seed in enumerate(seeds):
-                steps = self._noise.draw(self._parameters, make_generator(*seed, device=self._device))
-                with perturbed(self._parameters, steps):
-                    for position, run, clean in group:
-                        yield Deviation(position, step, run() - clean, clean)
+        for group in self._groups(chunk, seeds[0], clean):
+            yield from self._passes(group, seeds)
+            group.clear()  # before the next clean pass runs
 
-    def _groups(self, chunk: Sequence[Any]) -> Iterator[list[tuple[int, Callable[[], Tensor], Tensor]]]:
+    def _passes(self, group: Sequence[Start], seeds: Sequence[Seed]) -> Iterator[Deviation]:
+        for step, seed in enumerate(seeds):
+            steps = self._noise.draw(self._parameters, make_generator(*seed, device=self._device))
+            with perturbed(self._parameters, steps):
+                for start in group:
+                    yield Deviation(start.position, step, start.run() - start.clean, start.clean)
+
+    def _groups(self, chunk: Sequence[Any], seed: Seed, clean: Sequence[Tensor] | None) -> Iterator[list[Start]]:
         """Run the clean passes, as many at a time as may be held."""
-        group, held = [], 0
+        group: list[Start] = []
         for position, batch in enumerate(chunk):
-            run, clean, nbytes = self._start(batch)
-            group.append((position, run, clean))
-            held += nbytes
-            if clean.ndim > 2 or held >= self._held_bytes:
+            group.append(self._start(position, batch, seed, None if clean is None else clean[position]))
+            if group[-1].clean.ndim > 2 or sum(start.nbytes for start in group) >= self._held_bytes:
                 yield group
-                group, held = [], 0
+                group = []
         if group:
             yield group
 
-    def _start(self, batch: Any) -> tuple[Callable[[], Tensor], Tensor, int]:
-        """Return how to run a perturbed pass over a batch, its clean outputs, and the bytes that this holds."""
+    def _start(self, position: int, batch: Any, seed: Seed, clean: Tensor | None) -> Start:
         run = partial(self._run, batch)
         if self._replays is False:
-            clean = run()
-            return run, clean, clean.nbytes
+            clean = run() if clean is None else clean
+            return Start(position, run, clean, clean.nbytes)
         clean, prefix = record_prefix(run, self._parameters)
         if self._replays is None:
-            self._replays = prefix is not None and _seconds(partial(prefix.run, run)) < _seconds(run)
+            self._replays = prefix is not None and self._pays(prefix, run, seed)
         if prefix is None or not self._replays:
-            return run, clean, clean.nbytes
-        return partial(prefix.run, run), clean, clean.nbytes + prefix.nbytes
+            return Start(position, run, clean, clean.nbytes)
+        return Start(position, partial(prefix.run, run), clean, clean.nbytes + prefix.nbytes)
+
+    def _pays(self, prefix: CleanPrefix, run: Callable[[], Tensor], seed: Seed) -> bool:
+        """Tell whether a perturbed pass that replays is faster than one in full, and the same bit for bit."""
+        steps = self._noise.draw(self._parameters, make_generator(*seed, device=self._device))
+        with perturbed(self._parameters, steps):
+            (replayed, short), (full, long) = _timed(partial(prefix.run, run)), _timed(run)
+        return torch.equal(replayed, full) and short < long
 
 
-def _compiled(forward: Callable[[Any], Tensor], device: torch.device) -> Callable[[Any], Tensor]:
-    """Compile a forward pass; on a GPU into CUDA graphs, whose outputs live in memory that the next run reuses."""
+def _compiled(forward: Callable[[Any], Tensor], graphs: bool) -> Callable[[Any], Tensor]:
+    """Compile a forward pass, into CUDA graphs if asked to, whose outputs live in memory that the next run reuses."""
     # the weights are inputs of the compiled function, so that a perturbed pass is no reason to compile again
-    run: Callable[[Any], Tensor] = torch.compile(forward, mode="reduce-overhead" if device.type == "cuda" else None)
-    return (lambda batch: run(batch).clone()) if device.type == "cuda" else run
+    run: Callable[[Any], Tensor] = torch.compile(
+        forward, mode="reduce-overhead" if graphs else None, dynamic=False if graphs else None
+    )
+    return (lambda batch: run(batch).clone()) if graphs else run
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has units that multiply in bfloat16, which some only emulate."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
     return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
 
 
-def _seconds(run: Callable[[], Tensor]) -> float:
-    """Time a pass; the better of two, since the first one may still allocate."""
+def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Return what a pass gives, and its seconds; the better of two, since the first one may still allocate."""
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
-        run().sum().item()  # which waits for the device
+        outputs = run()
+        outputs.sum().item()  # which waits for the device
         seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+    return outputs, min(seconds)
 
 
 def check_repeatable(forward: Callable[[Any], Tensor], batch: Any) -> None:

@@ -6,22 +6,28 @@ takes until the picks no longer change.
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_al.adapters import Output
+from lightning_al.forecast import fit_forecast
 from lightning_al.functional import top_k
-from lightning_al.functional.noise_stability import Norm, deviation_sizes, sensitivity
+from lightning_al.functional.noise_stability import Norm, deviation_sizes
 from lightning_al.perturb import Backend, Seed
-from lightning_al.racing import Cut, Plan, log_scores, race_features, ranking_rows
+from lightning_al.racing import Cut, Plan, log_scores, outlook, race_features, ranking_rows
 
-PILOT = 256
+PILOT = 512
+PILOT_SHARE = 8  # one candidate in so many, in a smaller pool
 SMALLEST_PILOT = 64
+LARGEST_PILOT = 4096
+FEWEST_TO_LEARN_FROM = 8
 PILOT_PICKS = 16  # picks among the pilot, at least, whose overlap is compared
-CUTS = (0, 3)  # passes after which samples may drop out; 0 goes by the clean outputs alone
-MARGIN = 3.0  # standard errors of the forecast by which a sample must miss the picks to drop out
+CUTS = (0, 2, 5)  # passes after which samples may drop out; 0 goes by the clean outputs alone
+MARGIN = 4.0  # standard errors of the forecast by which a sample must miss the border of the picks to drop out
+BORDER_MARGIN = 3.0  # standard errors of the rank of that border in the pilot
 FEWEST_PASSES = 3  # whose halves can be compared
 SPLITS = 8
 
@@ -35,70 +41,90 @@ def pilot_size(candidates: int, share: float, automatic: bool) -> int:
         automatic: Whether picks are compared within the pilot, which takes a few.
 
     Returns:
-        Some hundred, but no more than a quarter of a pool that is not tiny.
+        Some hundred, or thousand if few are picked, but fewer in a small pool: the pilot runs all passes.
 
     """
-    wanted = max(PILOT, math.ceil(PILOT_PICKS / share)) if automatic else PILOT
-    return min(wanted, max(candidates // 4, SMALLEST_PILOT))
+    wanted = min(max(PILOT, math.ceil(PILOT_PICKS / share)), LARGEST_PILOT) if automatic else PILOT
+    return min(wanted, max(candidates // PILOT_SHARE, SMALLEST_PILOT))
 
 
 def pilot_rows(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], norm: Norm, output: Output) -> Tensor:
-    """Run all passes, and return rows (n, 1 + K) of the sensitivity and the size of each deviation."""
-    sensitivities = torch.cat([sensitivity(backend.rough(batch), output) for batch in chunk])
-    return torch.cat([sensitivities.unsqueeze(1), deviation_sizes(backend, chunk, seeds, norm)], 1)
+    """Run all passes, and return rows (n, K + F) of the size of each deviation and of the outlook."""
+    outlooks = torch.cat([outlook(backend.rough(batch), output) for batch in chunk])
+    return torch.cat([deviation_sizes(backend, chunk, seeds, norm), outlooks], 1)  # some hundred samples: looked twice
 
 
-def draw_up(rows: Tensor, share: float, racing: bool, stability: float | None) -> tuple[Plan, Tensor]:
+def draw_up(
+    rows: Tensor, most_passes: int, share: float, racing: bool, stability: float | None, looks_in_full: bool = False
+) -> tuple[Plan, Tensor]:
     """Make the plan of a cycle.
 
     Args:
-        rows: (n, 1 + K) rows of the pilot, from `pilot_rows`.
+        rows: (n, K + F) rows of the pilot, from `pilot_rows`.
+        most_passes: K.
         share: Share of the candidates that will be picked.
         racing: Whether samples may drop out.
         stability: How much the picks of both halves of the passes must overlap; None runs all K.
+        looks_in_full: Whether the first look spares the clean passes, see `Backend`.
 
     Returns:
         The plan, and the pilot's rows under it, as those of `ranking_rows`.
 
     """
-    sensitivities, sizes = rows[:, 0], rows[:, 1:]
-    passes = sizes.shape[1] if stability is None else stable_passes(sizes, share, stability)
+    sizes, outlooks = rows[:, :most_passes], rows[:, most_passes:]
+    passes = most_passes if stability is None else stable_passes(sizes, share, stability)
     sizes = sizes[:, :passes]
-    return Plan(passes, plan_race(sensitivities, sizes, share) if racing else ()), ranking_rows(sizes)
+    return Plan(passes, plan_race(outlooks, sizes, share, looks_in_full) if racing else ()), ranking_rows(sizes)
 
 
-def plan_race(sensitivities: Tensor, sizes: Tensor, share: float) -> list[Cut]:
+def plan_race(outlooks: Tensor, sizes: Tensor, share: float, looks_in_full: bool = False) -> list[Cut]:
     """Learn from a pilot who may drop out when.
 
-    The log score is regressed on what is known so far, with most weight on the samples near the border of the picks;
-    a sample drops out if even `MARGIN` standard errors above its forecast it would miss the border.
+    The log score is foretold from what is known so far, with most weight on the samples near the border of the picks;
+    a sample drops out if it would miss the border even `MARGIN` standard errors above its forecast.
 
     Args:
-        sensitivities: (n,) of the pilot's samples.
+        outlooks: (n, F) of the pilot's samples.
         sizes: (n, K) sizes of their deviations in all passes.
         share: Share of the candidates that will be picked, in (0, 1).
+        looks_in_full: Whether the first look spares the clean passes, see `Backend`.
 
     Returns:
-        Those of `CUTS` that save more passes than they cost.
+        Those of the possible cuts that together cost the fewest passes; none if nothing is saved, or if there are too
+        few samples to learn from.
 
     """
-    scores = sizes.double().mean(1)
-    logs = log_scores(scores)
-    count = len(logs)
+    outlooks, sizes = outlooks.double(), sizes.double()
+    logs = log_scores(sizes.mean(1))
+    count, passes = sizes.shape
+    if count < FEWEST_TO_LEARN_FROM:
+        return []
     # the border of the pool lies somewhere about that of the pilot; err on the side of keeping more
-    rank = share * count + MARGIN / 2 * math.sqrt(count * share * (1 - share))
+    rank = share * count + BORDER_MARGIN * math.sqrt(count * share * (1 - share))
     border = logs.sort(descending=True).values[min(math.ceil(rank), count) - 1]
-    cuts, racing = [], count
-    for passes in CUTS:
-        features = race_features(sensitivities.double(), sizes[:, :passes].double())
-        weights, error = _regress(features, logs, border)
-        cut = Cut(passes, weights, float(border - MARGIN * error))
-        staying = int((features @ weights >= cut.threshold).sum())
-        # a first look at all, or another clean pass over those that stay, is what a cut costs
-        if (racing - staying) * (sizes.shape[1] - passes) > (staying if passes else count):
-            cuts.append(cut)
-            racing = staying
-    return cuts
+    nearness = (-(logs - border).abs() / 2).exp()
+    cuts, staying = [], []
+    for before in (before for before in CUTS if before < passes):
+        features = race_features(outlooks, sizes[:, :before])
+        forecast = fit_forecast(features, logs, nearness)
+        cuts.append(Cut(before, forecast, float(border) - MARGIN * forecast.error))
+        staying.append(cuts[-1].foretell(outlooks, sizes) >= cuts[-1].threshold)
+    choices = [choice for size in range(len(cuts) + 1) for choice in combinations(range(len(cuts)), size)]
+    clean = 0 if looks_in_full else 1
+    best = min(choices, key=lambda choice: _cost([cuts[i] for i in choice], [staying[i] for i in choice], sizes, clean))
+    return [cuts[i] for i in best]
+
+
+def _cost(cuts: Sequence[Cut], staying: Sequence[Tensor], sizes: Tensor, clean: int) -> int:
+    """Count the forward passes of the pilot's samples under some cuts, `clean` of them before each leg of the race."""
+    count, passes = sizes.shape
+    if not cuts:
+        return count * (passes + 1)
+    cost, done, racing = count, 0, torch.ones(count, dtype=torch.bool)  # the first look
+    for cut, stays in zip(cuts, staying, strict=True):
+        cost += int(racing.sum()) * (cut.passes - done + clean * (cut.passes > done))
+        racing, done = racing & stays, cut.passes
+    return cost + int(racing.sum()) * (passes - done + clean)
 
 
 def stable_passes(sizes: Tensor, share: float, stability: float) -> int:
@@ -130,12 +156,3 @@ def overlap(one: Tensor, other: Tensor, budget: int) -> float:
     """Return the share of the `budget` largest of `one` (N,) that are also among those of `other` (N,)."""
     both = set(top_k(one, budget).tolist()) & set(top_k(other, budget).tolist())
     return len(both) / min(budget, len(one))
-
-
-def _regress(features: Tensor, logs: Tensor, border: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit weighted least squares; return the weights and the standard error about the border."""
-    closeness = (-(logs - border).abs() / 2).exp()
-    scale = closeness.sqrt().unsqueeze(1)
-    weights = torch.linalg.lstsq(features * scale, logs.unsqueeze(1) * scale, driver="gelsd").solution.squeeze(1)
-    residuals = logs - features @ weights
-    return weights, ((closeness * residuals.square()).sum() / closeness.sum()).sqrt()

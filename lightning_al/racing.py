@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_al.adapters import Output, take_rows
+from lightning_al.forecast import Forecast
 from lightning_al.functional.noise_stability import Norm, deviation_sizes, sensitivity
 from lightning_al.perturb import Backend, Seed
 
 SCORE, EVEN, ODD, FINISHED = range(4)  # columns of the rows that are ranked
+MOST_CLASSES, LARGEST = 64, 8  # with more classes than that, a forecast goes by a sample's largest outputs
+LEAST_PROBABILITY = 1e-4  # below which a class no longer matters
 NO_RACE = (
     "`racing=True` takes single samples out of a batch, but half of a batch gives {}. Let batches be containers of "
     "tensors with one row per sample, or use racing=False."
@@ -29,19 +32,18 @@ class Cut:
 
     Attributes:
         passes: Passes run so far.
-        weights: Of a constant, of the log sensitivity, and of the log mean deviation so far.
+        forecast: From the features of `race_features` to log scores.
         threshold: On the log score.
 
     """
 
     passes: int
-    weights: Tensor
+    forecast: Forecast
     threshold: float
 
-    def forecast(self, sensitivities: Tensor, sizes: Tensor) -> Tensor:
-        """Foretell log scores (n,) from sensitivities (n,) and the sizes (n, passes) of the deviations so far."""
-        features = race_features(sensitivities, sizes[:, : self.passes])
-        return features @ self.weights.to(features)
+    def foretell(self, outlooks: Tensor, sizes: Tensor) -> Tensor:
+        """Foretell log scores (n,) from outlooks (n, F) and the sizes (n, K) of the deviations so far."""
+        return self.forecast(race_features(outlooks, sizes[:, : self.passes]))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def race(
     """
     if not plan.cuts:
         return ranking_rows(deviation_sizes(backend, chunk, seeds[: plan.passes], norm))
-    runners = [_Runner(batch, sensitivity(backend.rough(batch), output), plan.passes) for batch in chunk]
+    runners = [_Runner(backend, batch, plan.passes, output) for batch in chunk]
     done = 0
     for cut in plan.cuts:
         _run(runners, backend, seeds, done, cut.passes, norm)
@@ -89,7 +91,9 @@ def _run(
     """Run some passes over the samples that are still racing."""
     racing = [runner for runner in runners if len(runner.rows)]
     if racing and start < stop:
-        sizes = deviation_sizes(backend, [runner.batch for runner in racing], seeds[start:stop], norm)
+        known = [runner.clean for runner in racing if runner.clean is not None]
+        clean = known if len(known) == len(racing) else None
+        sizes = deviation_sizes(backend, [runner.batch for runner in racing], seeds[start:stop], norm, clean)
         for runner, part in zip(racing, sizes.split([len(runner.rows) for runner in racing]), strict=True):
             runner.sizes[runner.rows, start:stop] = part
 
@@ -126,21 +130,27 @@ def check_race(backend: Backend, batch: Any) -> None:
 class _Runner:
     """A batch in the race: the samples that are still in it, and what is known of all."""
 
-    def __init__(self, batch: Any, sensitivities: Tensor, passes: int) -> None:
+    def __init__(self, backend: Backend, batch: Any, passes: int, output: Output) -> None:
+        clean = backend.rough(batch)
+        outlooks = outlook(clean, output)
         self.batch = batch
-        self.rows = torch.arange(len(sensitivities), device=sensitivities.device)
-        self.sizes = sensitivities.new_zeros(len(sensitivities), passes)
-        self._sensitivities = sensitivities
-        self._forecasts = torch.full_like(sensitivities, math.nan)
+        # not of dense outputs, of which only one batch at a time may be held
+        self.clean = clean if backend.looks_in_full and clean.ndim == 2 else None
+        self.rows = torch.arange(len(outlooks), device=outlooks.device)
+        self.sizes = outlooks.new_zeros(len(outlooks), passes)
+        self._whole = batch
+        self._outlooks = outlooks
+        self._forecasts = outlooks.new_full((len(outlooks),), math.nan)
 
     def drop(self, cut: Cut) -> None:
-        forecasts = cut.forecast(self._sensitivities[self.rows], self.sizes[self.rows])
+        forecasts = cut.foretell(self._outlooks[self.rows], self.sizes[self.rows])
         staying = forecasts >= cut.threshold
         self._forecasts[self.rows[~staying]] = forecasts[~staying].exp()
         if not bool(staying.all()):
-            kept = staying.nonzero().flatten()
-            self.batch = take_rows(self.batch, kept, len(self.rows))
-            self.rows = self.rows[kept]
+            self.rows = self.rows[staying]
+            self.clean = None if self.clean is None else self.clean[staying]
+            # out of the whole batch, whose size tells what has a row per sample
+            self.batch = take_rows(self._whole, self.rows, len(self._outlooks))
 
     @property
     def result(self) -> Tensor:
@@ -150,10 +160,28 @@ class _Runner:
         return rows
 
 
-def race_features(sensitivities: Tensor, sizes: Tensor) -> Tensor:
-    """Return what a log score is foretold from: (n, 2) or, after a pass, (n, 3) of 1 and logarithms."""
-    columns = [torch.ones_like(sensitivities), log_scores(sensitivities)]
-    return torch.stack([*columns, log_scores(sizes.mean(1))] if sizes.shape[1] else columns, 1)
+def outlook(clean: Tensor, output: Output) -> Tensor:
+    """Return what the clean outputs tell about the score.
+
+    Args:
+        clean: (B, C, *positions) probabilities, sigmoids or raw outputs.
+        output: Which of them.
+
+    Returns:
+        (B, F) features: the log sensitivity, and the outputs averaged over the positions with their logarithms, since
+        noise moves some classes more than others. Of more than 64 classes only the 8 largest are taken, sorted.
+
+    """
+    means = clean.reshape(*clean.shape[:2], -1).mean(2)
+    if means.shape[1] > MOST_CLASSES:
+        means = means.topk(LARGEST, dim=1).values
+    columns = [log_scores(sensitivity(clean, output)).unsqueeze(1), means]
+    return torch.cat(columns if output == "identity" else [*columns, (means + LEAST_PROBABILITY).log()], 1)
+
+
+def race_features(outlooks: Tensor, sizes: Tensor) -> Tensor:
+    """Return what a log score is foretold from: outlooks (n, F) and, after a pass, the log mean deviation so far."""
+    return torch.cat([outlooks, log_scores(sizes.mean(1, keepdim=True))], 1) if sizes.shape[1] else outlooks
 
 
 def log_scores(values: Tensor) -> Tensor:

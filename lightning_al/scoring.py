@@ -1,5 +1,6 @@
 """One pass over the pool: batches to the device, rows of measurements back."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -7,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -97,14 +100,15 @@ def measure_pool(
     budget = Budget(chunk_bytes)
     for chunk in chunked(on_device, budget):
         ids = [index for part in chunk for index in part.indices]
-        measured = within_memory(measure, [part.batch for part in chunk], budget)
+        sizes = [len(part.indices) for part in chunk]
+        # read back before the next chunk is queued, so that a GPU computes while the loader reads on
+        rows[-1:] = [row.cpu() for row in rows[-1:]]
+        measured = within_memory(measure, [part.batch for part in chunk], budget, sizes)
         if measured.ndim == 0 or len(measured) != len(ids):
             raise ValueError(
                 f"Expected one row per sample, got {tuple(measured.shape)} for {len(ids)} samples: the model's output "
                 f"does not start with the batch dimension. {THREE_WAYS_OUT}"
             )
-        # a chunk is read back only when the next one is loaded, so that a GPU computes while the loader reads
-        rows[-1:] = [row.cpu() for row in rows[-1:]]
         rows.append(measured.detach())
         indices += ids
         advance(len(ids))
@@ -113,18 +117,28 @@ def measure_pool(
 
 @dataclass
 class Budget:
-    """How many bytes of inputs a chunk may hold; less after a chunk was too much."""
+    """How much a chunk may hold; less after a chunk was too much.
+
+    Attributes:
+        nbytes: Of inputs.
+        samples: In a batch, above which it is split.
+
+    """
 
     nbytes: int = CHUNK_BYTES
+    samples: float = math.inf
 
 
-def within_memory(measure: Callable[[list[Any]], Tensor], chunk: list[Any], budget: Budget) -> Tensor:
+def within_memory(
+    measure: Callable[[list[Any]], Tensor], chunk: list[Any], budget: Budget, sizes: list[int] | None = None
+) -> Tensor:
     """Measure a chunk; if the device runs out of memory, measure its halves, down to single samples.
 
     Args:
         measure: Maps a list of batches on the device to one row per sample.
         chunk: The batches.
         budget: Halved when memory runs out, so that the next chunks are smaller from the start.
+        sizes: The number of samples in each batch; by default what their tensors say.
 
     Returns:
         (n, ...) rows.
@@ -133,32 +147,60 @@ def within_memory(measure: Callable[[list[Any]], Tensor], chunk: list[Any], budg
         torch.OutOfMemoryError: If a single sample is too much.
 
     """
-    try:
-        return measure(chunk)
-    except torch.cuda.OutOfMemoryError as error:
-        halves = _halves(chunk)
-        if halves is None:
-            raise
-        reason = str(error).splitlines()[0]
-    # outside of the handler, whose error keeps the tensors of the failed pass alive
+    if len(chunk) > 1 or budget.samples == math.inf:
+        try:
+            return measure(chunk)
+        except RuntimeError as error:
+            sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
+            if sizes == [1] or not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # outside of the handler, whose error keeps the tensors of the failed pass alive
+        _take_less(budget, sizes[0] if len(chunk) == 1 else None, reason)
+    sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
+    if len(chunk) == 1:
+        return _in_parts(measure, chunk[0], sizes[0], budget)
+    middle = len(chunk) // 2
+    halves = [(chunk[:middle], sizes[:middle]), (chunk[middle:], sizes[middle:])]
+    return torch.cat([within_memory(measure, batches, budget, counts) for batches, counts in halves])
+
+
+def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, budget: Budget) -> Tensor:
+    """Measure a batch in parts that fit, each taken out of the whole, whose size tells what has a row per sample."""
+    rows: list[Tensor] = []
+    done = 0
+    while done < size:
+        count = int(min(budget.samples, size - done))
+        part = batch if count == size else take_rows(batch, torch.arange(done, done + count), size)
+        try:
+            rows.append(measure([part]))
+        except RuntimeError as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            done += count
+            continue
+        _take_less(budget, count, reason)
+    return torch.cat(rows)
+
+
+def _take_less(budget: Budget, samples: int | None, reason: str) -> None:
+    """Halve the budget after a chunk, or a batch of so many samples, was too much."""
     budget.nbytes //= 2
-    rank_zero_info(f"{reason} Scoring goes on with half as many samples at a time; nothing is lost.")
+    if samples is not None:
+        budget.samples = (samples + 1) // 2
+    rank_zero_info(
+        f"{reason.partition(chr(10))[0]} Scoring goes on with half as many samples at a time; nothing is lost."
+    )
     torch.cuda.empty_cache()
-    return torch.cat([within_memory(measure, half, budget) for half in halves])
 
 
-def _halves(chunk: list[Any]) -> tuple[list[Any], list[Any]] | None:
-    """Split a chunk into two, or its only batch; None if that is a single sample."""
-    if len(chunk) > 1:
-        middle = len(chunk) // 2
-        return chunk[:middle], chunk[middle:]
-    tensors: list[Tensor] = []
-    apply_to_collection(chunk[0], Tensor, tensors.append)
-    size = next((len(tensor) for tensor in tensors if tensor.ndim), 0)
-    if size < 2:
-        return None
-    rows = torch.arange(size)
-    return [take_rows(chunk[0], rows[: size // 2], size)], [take_rows(chunk[0], rows[size // 2 :], size)]
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that something did not fit into the device's memory, or into its kernels' limits."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "32-bit index" in str(error):
+        return True
+    return bool(error.args) and isinstance(error.args[0], str) and is_oom_error(error)
 
 
 def chunked(batches: Iterable[BatchT], budget: Budget | None = None) -> Iterator[list[BatchT]]:

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.gather import Measured, collect
+from lightning_al.gather import Measured, check_order, collect
 from lightning_al.loaders import share_of
 from lightning_al.progress import progress_bar
 from lightning_al.scoring import measure_pool
@@ -78,11 +78,13 @@ class Survey:
             The measurements of the whole part.
 
         """
-        first = self.read(pilot)
+        first = self.read(pilot, ranked=False)
         rows = learn(first.rows)
         head = set(pilot)
-        rest = self.read([index for index in part if index not in head], shortlist)
-        return Measured(first.indices, rows, len(rows), rows.mean(0)).joined(rest)
+        rest = self.read([index for index in part if index not in head], shortlist, ranked=False)
+        whole = Measured(first.indices, rows, len(rows), rows.mean(0)).joined(rest)
+        check_order(self.name, whole.indices, whole.rows, whole.count, whole.mean)
+        return whole
 
 
 def draw_pilot(part: Sequence[int], size: int, seed: int, cycle: int) -> list[int]:

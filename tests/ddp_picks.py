@@ -1,4 +1,4 @@
-"""What every strategy picks on some number of processes; a script, because DDP starts its own processes.
+"""What strategies pick on some number of processes; a script, because DDP starts its own processes.
 
 python -m tests.ddp_picks 2 picks.json
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_al import strategies
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.seeding import seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
@@ -22,15 +23,17 @@ def main(processes: int, path: Path) -> None:
         for strategy, cases in SETTINGS.items()
         for settings in cases
     }
+    # of 20 candidates in batches of 32, the second of two processes has none
+    picks["one batch"] = picks_of(strategies.EntropyAcquisition(5), processes, initial_size=100, batch_size=32)
     path.write_text(json.dumps(picks))  # every process writes the same
     if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def picks_of(acquisition, processes=1):
+def picks_of(acquisition, processes=1, initial_size=20, batch_size=16):
     """Return the picks after a fit that leaves the weights alone, so that scores can be compared."""
-    data = ActiveLearningDataModule(ToyDataset(), initial_size=20, batch_size=16)
+    data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=batch_size)
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",

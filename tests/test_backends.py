@@ -52,7 +52,7 @@ def make(function: Callable[[Tensor], Tensor] = torch.tanh, gpu: bool = False) -
 
 @pytest.fixture
 def bfloat16_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: True)
 
 
 def choose(model: nn.Module, batch: Any, magnitude: float = 1e-3, **options) -> Backend:
@@ -144,7 +144,7 @@ def test_auto_is_bfloat16_derivatives_on_a_gpu_that_has_it(bfloat16_gpu, caplog)
 
 
 def test_auto_is_finite_differences_on_a_gpu_without_bfloat16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: False)
+    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: False)
     model, batch = make(gpu=True)
     assert type(choose(model, batch)) is FiniteDifferences
 
@@ -294,3 +294,34 @@ def test_the_threshold_is_the_documented_one(monkeypatch, bfloat16_gpu):
         else:
             with pytest.warns(UserWarning, match="rank a batch otherwise"):
                 assert type(choose(model, batch)) is kind
+
+
+@pytest.mark.parametrize("error", [AssertionError("type(w) is nn.Parameter"), TypeError("no NumPy"), KeyError("x")])
+def test_whatever_only_the_derivative_cannot_do_is_no_end_of_a_cycle(error, monkeypatch):
+    model, batch = make()
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("lightning_al.jvp.jvp", fail)
+    with pytest.warns(UserWarning, match="No derivative along the noise: .*takes finite differences"):
+        backend = choose(model, batch, method="jvp")
+    assert type(backend) is FiniteDifferences
+
+
+def test_a_derivative_that_does_not_fit_into_memory_is_replaced(monkeypatch):
+    model, batch = make()
+
+    def fail(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("lightning_al.jvp.jvp", fail)
+    with pytest.warns(UserWarning, match="OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. Noise"):
+        backend = choose(model, batch, method="jvp")
+    assert type(backend) is FiniteDifferences
+
+
+def test_finite_differences_of_a_forward_in_low_precision_warn():
+    model, batch = make(lambda x: x.bfloat16().float())
+    with pytest.warns(UserWarning, match="computes in low precision by itself.*rank rounding errors"):
+        choose(model, batch, method="finite_difference")

@@ -1,6 +1,7 @@
 import itertools
 import pickle
 from array import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from lightning_al import ActiveLearningDataModule
 from lightning_al.loaders import (
     CollateWithIndices,
     DatasetsModule,
@@ -199,6 +201,27 @@ def test_the_options_of_the_user_carry_over():
     assert isinstance(loader.sampler, RandomSampler)
     assert isinstance(loader.dataset, Subset)
     assert loader.dataset.dataset is wrapped.dataset
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_batches_are_pinned_where_the_user_or_the_caller_says_so(own, pinned):
+    wrapped = DataLoader(Squares(), batch_size=5, pin_memory=own)
+    view = PoolView(wrapped.dataset, LABELED)
+    loader = pool_loader(view, wrapped, default_collate, None, None, 0, 1, pinned=pinned)
+    assert loader.pin_memory is (own or pinned)
+    assert pooled(wrapped).pin_memory is own
+    assert wrapped.pin_memory is own
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("cuda:1", True), (None, False)])
+def test_the_pool_is_pinned_for_a_gpu(device, pinned):
+    data = ActiveLearningDataModule(Squares(), initial_size=3, batch_size=4)
+    data.setup("fit")
+    if device is not None:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+    assert data.pool_dataloader([4, 5, 6]).pin_memory is pinned
 
 
 def test_batch_size_and_workers_can_be_replaced():

@@ -91,7 +91,7 @@ def test_a_draw_of_zero_makes_no_step_instead_of_nan():
     assert int(((steps.abs() - 0.5).abs() < 0.01).sum()) == 3_000 - zeros
 
 
-def test_steps_have_the_precision_and_the_memory_format_of_their_parameters():
+def test_steps_have_the_shape_and_the_precision_of_their_parameters():
     parameters = [
         torch.ones(3, dtype=torch.float64),
         torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last),
@@ -99,9 +99,35 @@ def test_steps_have_the_precision_and_the_memory_format_of_their_parameters():
     ]
     steps = Noise(0.1).draw(parameters, make_generator(0))
     assert [step.dtype for step in steps] == [torch.float64, torch.float32, torch.float32]
-    assert [step.stride() for step in steps] == [parameter.stride() for parameter in parameters]
+    assert [step.shape for step in steps] == [parameter.shape for parameter in parameters]
     assert not any(step.requires_grad or isinstance(step, nn.Parameter) for step in steps)
     assert all(bool((parameter == 1).all()) for parameter in parameters)
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(
+    ("shape", "lay_out"),
+    [
+        ((4, 3, 5, 5), lambda tensor: tensor.contiguous(memory_format=torch.channels_last)),
+        ((4, 3, 2, 3, 3), lambda tensor: tensor.contiguous(memory_format=torch.channels_last_3d)),
+        ((30, 20), lambda tensor: tensor.t().contiguous().t()),
+        ((30, 20), lambda tensor: torch.cat([tensor, tensor], 1)[:, :20]),
+    ],
+)
+def test_noise_is_the_same_however_a_parameter_lies_in_memory(shape, lay_out, distribution, scope):
+    plain = torch.randn(shape, generator=make_generator(0))
+    other = lay_out(plain)
+    assert torch.equal(other, plain)
+    assert other.stride() != plain.stride()
+    noise = Noise(0.1, distribution=distribution, scope=scope)
+    steps = [noise.draw([tensor, torch.ones(7)], make_generator(1)) for tensor in (plain, other)]
+    # the norms are summed in another order, in double precision
+    for one, two in zip(*steps, strict=True):
+        torch.testing.assert_close(one, two, rtol=2 * torch.finfo(torch.float32).eps, atol=0)
+    absolute = Noise(0.1, relative=False, distribution=distribution, scope=scope)
+    steps = [absolute.draw([tensor, torch.ones(7)], make_generator(1)) for tensor in (plain, other)]
+    assert all(map(torch.equal, *steps))
 
 
 def test_the_global_generator_is_not_used():

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_al.precision import true_float32
+from lightning_al.precision import computes_in_low_precision, true_float32
 
 CPU = torch.device("cpu")
 
@@ -115,3 +115,46 @@ def test_autocast_is_left_and_entered_again():
         with pytest.raises(KeyError), true_float32(CPU):
             raise KeyError
         assert (left @ right).dtype == torch.bfloat16
+
+
+class AutocastBody(torch.nn.Module):
+    """Enters autocast by itself, as many published models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(8, 32), torch.nn.Linear(32, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.body(x).relu()
+        return self.head(hidden.float())
+
+
+def test_a_forward_that_enters_autocast_sees_the_weights_as_they_are_now():
+    model, x = AutocastBody(), torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), true_float32(CPU):
+        clean = model(x)
+        model.body.weight.mul_(2)  # autocast would remember the cast of the clean weights
+        moved = model(x)
+    with torch.no_grad():
+        expected = model(x)
+    assert not torch.equal(moved, clean)
+    assert torch.equal(moved, expected)
+
+
+def test_low_precision_inside_of_a_forward_is_noticed():
+    x = torch.ones(2, 8)
+    assert computes_in_low_precision(lambda: AutocastBody()(x))
+    assert computes_in_low_precision(lambda: x.half().float())
+    assert not computes_in_low_precision(lambda: torch.nn.Linear(8, 2)(x))
+
+
+def test_kernels_are_not_chosen_by_trial_while_scoring():
+    before = torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.benchmark = True
+        with true_float32(CPU):
+            assert torch.backends.cudnn.benchmark is False
+        assert torch.backends.cudnn.benchmark is True
+    finally:
+        torch.backends.cudnn.benchmark = before

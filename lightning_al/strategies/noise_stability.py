@@ -47,7 +47,8 @@ class NoiseStabilityAcquisition(Acquisition):
             `"kmeans++"` over the deviations; `"power"`, top-k of log R + Gumbel noise. The last three repeat
             themselves less within a query.
         method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
-            differentiation in single precision or bfloat16; `"auto"` takes the fastest that is exact for this model.
+            differentiation in single precision or bfloat16; `"auto"` takes `"jvp_bf16"` on a GPU with bfloat16 if it
+            ranks a batch as finite differences do, and else these.
         seed: Seed of noise and selection; None takes the datamodule's.
         racing: Let samples drop out of later passes once they can no longer be picked; with `"topk"` only. What a
             pilot of some hundred candidates shows decides who does.
@@ -137,6 +138,7 @@ class NoiseStabilityAcquisition(Acquisition):
             output=self.output,
             method=self.method,
             compiled=self.compile,
+            static=not self.racing,
         )
         self._share = context.budget / context.candidates
         self._plan = None if self.racing or self.passes == "auto" else Plan(passes)
@@ -149,7 +151,9 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def learn(self, rows: Tensor) -> Tensor:
         """Decide how many passes to run, and who drops out on the way."""
-        self._plan, rows = draw_up(rows, self._share, self.racing, self.stability if self.passes == "auto" else None)
+        stability = self.stability if self.passes == "auto" else None
+        looks_in_full = self._backend.looks_in_full
+        self._plan, rows = draw_up(rows, len(self._seeds), self._share, self.racing, stability, looks_in_full)
         return rows
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
@@ -166,7 +170,7 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
         """Keep what top-k needs, and what the confidence needs: the best by each half of the passes."""
-        if self.selection != "topk" or not len(rows):
+        if self.selection != "topk":
             return None
         best: Tensor = torch.cat([top_k(rows[:, column], budget) for column in (SCORE, EVEN, ODD)]).unique()
         return best

@@ -2,9 +2,11 @@ import functools
 import itertools
 import math
 import random
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional import spearman_corrcoef
 
 from lightning_al.adapters import Predictor
 from lightning_al.functional import noise_stability
@@ -719,6 +722,179 @@ def test_deviation_vectors_are_the_deviations_side_by_side(name, normalize):
     if name == "mlp" and not normalize:
         scores = twin_of(name, model, batches, seeds=seeds)
         torch.testing.assert_close(vectors.square().sum(1) / 3, scores, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["squared", "l2"])
+@pytest.mark.parametrize("name", ["mlp", "segmentation", "sequence", "regression", "multi-label"])
+def test_deviation_sizes_are_those_of_each_pass_side_by_side(name, norm):
+    model, batches = make(name, torch.float64)
+    output = CASES[name].options.get("output", "softmax")
+    predictor, seeds = Predictor(model.eval()), [(1, k) for k in range(4)]
+    batches = [(inputs.double(), labels) for inputs, labels in batches]
+    with torch.no_grad():
+        backend = FiniteDifferences(lambda x: predictor.output(x, output), list(model.parameters()), Noise())
+        sizes = implementation.deviation_sizes(backend, batches, seeds, norm)
+        alone = [implementation.deviation_sizes(backend, [batch], seeds, norm) for batch in batches]
+    assert sizes.shape == (7, 4)
+    assert torch.equal(sizes, torch.cat(alone))
+    for step, seed in enumerate(seeds):
+        # the twin of one pass only
+        expected = twin_of(name, model, batches, seeds=[seed], norm=norm)
+        torch.testing.assert_close(sizes[:, step], expected, rtol=1e-7, atol=0)
+    scores = twin_of(name, model, batches, seeds=seeds, norm=norm)
+    torch.testing.assert_close(sizes.mean(1), scores, rtol=1e-7, atol=0)
+
+
+# ---------------------------------------------------------------- sensitivity
+
+
+def jacobian_norm(raw: Tensor, function: Callable[[Tensor], Tensor]) -> float:
+    """Return the squared Frobenius norm of the Jacobian of a function of the raw outputs (C,) of one sample."""
+    return float(torch.autograd.functional.jacobian(function, raw).square().sum())
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(
+    ("output", "function"),
+    [("softmax", lambda raw: raw.softmax(0)), ("sigmoid", torch.sigmoid), ("identity", lambda raw: raw / 1)],
+)
+def test_sensitivity_is_the_squared_norm_of_the_jacobian(output, function, classes, spread):
+    raw = spread * normal(6, classes, seed=classes, dtype=torch.float64)
+    found = implementation.sensitivity(torch.stack([function(sample) for sample in raw]), output)
+    expected = [1.0 if output == "identity" else jacobian_norm(sample, function) for sample in raw]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("output", "function"), [("softmax", functools.partial(torch.softmax, dim=1)), ("sigmoid", torch.sigmoid)]
+)
+@pytest.mark.parametrize("positions", [(5,), (3, 4), (2, 3, 2)])
+def test_the_sensitivity_of_a_dense_output_is_averaged_over_the_positions(output, function, positions):
+    clean = function(2 * normal(4, 3, *positions, dtype=torch.float64))
+    found = implementation.sensitivity(clean, output)
+    pixels = clean.flatten(2)
+    expected = torch.stack([implementation.sensitivity(pixels[..., k], output) for k in range(pixels.shape[2])]).mean(0)
+    assert found.shape == (4,)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_a_sure_classifier_responds_to_nothing_and_an_undecided_one_most():
+    clean = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.9, 0.1, 0.0], [0.99, 0.005, 0.005]])
+    found = implementation.sensitivity(clean, "softmax")
+    assert found[0] == 0
+    assert found.argsort(descending=True).tolist() == [1, 2, 3, 0]
+    # of two classes: p(1 - p), -p(1 - p) in each row
+    torch.testing.assert_close(found[1:3], torch.tensor([4 * 0.25**2, 4 * 0.09**2]))
+
+
+@pytest.mark.parametrize("doubt", [1e-2, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("shares", [[1.0], [0.7, 0.3], [0.25] * 4, [1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("first", [0, -1])
+def test_the_sensitivity_of_a_sure_sample_is_accurate_in_single_precision(doubt, shares, first):
+    rest = doubt * torch.tensor(shares)
+    # the plain formula, without any rounding and with the largest probability that the others leave exactly
+    exact = [Fraction(value) for value in rest.tolist()]
+    exact.insert(first if first == 0 else len(exact), 1 - sum(exact))
+    squares = sum(p**2 for p in exact)
+    expected = squares - 2 * sum(p**3 for p in exact) + squares**2
+    found = implementation.sensitivity(torch.tensor([[float(p) for p in exact]]), "softmax")
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
+def test_sensitivity_foretells_the_score_of_a_model_that_responds_alike_everywhere(output):
+    """The noise moves raw outputs of inputs of one length alike, so that only the response to them is left."""
+    model = nn.Linear(40, 4).double()
+    with torch.no_grad():
+        model.weight.copy_(normal(4, 40, seed=1)), model.bias.zero_()
+    inputs = normal(30, 40, seed=2, dtype=torch.float64)
+    inputs = 2 * inputs / inputs.norm(dim=1, keepdim=True)
+    scores = noise_stability(model, [inputs], passes=300, relative=False, magnitude=1e-4, output=output).double()
+    with torch.no_grad():
+        clean = Predictor(model).output(inputs, output)
+    # of each raw output, the noise has the variance 1e-8 * (|x|^2 + 1)
+    expected = 1e-8 * 5 * implementation.sensitivity(clean, output) * (4 if output == "identity" else 1)
+    torch.testing.assert_close(scores, expected, rtol=0.35, atol=0)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_lack_of_memory_changes_no_score(monkeypatch):
+    model, batches = make("mlp", torch.float64)
+    expected = noise_stability(model, batches)
+    tried = []
+
+    def short(backend: Any, chunk: Any, **options: Any) -> Tensor:
+        tried.append([len(inputs) for inputs, _ in chunk])
+        if sum(tried[-1]) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return original(backend, chunk, **options)
+
+    original = implementation.deviation_sizes
+    monkeypatch.setattr(implementation, "deviation_sizes", short)
+    torch.testing.assert_close(noise_stability(model, batches), expected, rtol=1e-6, atol=0)
+    assert tried == [[4, 3], [4], [2], [2], [2], [1]]  # who failed at four does not try three
+
+
+# ---------------------------------------------------------------- method, compile
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["mlp", "conv", "lstm", "encoder", "tied", "partly", "segmentation", "regression"])
+def test_derivatives_are_what_smaller_and_smaller_noise_tends_to(name, caplog):
+    model, batches = make(name, torch.float64)
+    options = {**CASES[name].options, "passes": 3}
+    # symmetric noise of a thousandth: what is left of the second order is a millionth of a millionth
+    tiny = [twin_of(name, model, batches, magnitude=size, passes=3) for size in (1e-6, 2e-6)]
+    expected = 1e6 * tiny[0]
+    assert ((tiny[1] / tiny[0] - 4).abs() < 1e-2).all()
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        found = noise_stability(model, batches, method="jvp", **options)
+    assert re.search(r"Noise stability by derivatives: rank agreement (1\.0000|0\.99\d\d) with finite", caplog.text)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_derivatives_in_bfloat16_rank_as_those_in_single_precision_do():
+    model, _ = make("mlp")
+    batches = [normal(200, 5, seed=seed) for seed in range(2)]
+    exact, low = (noise_stability(model, batches, method=method) for method in ("jvp", "jvp_bf16"))
+    assert not torch.equal(exact, low)
+    assert float(spearman_corrcoef(exact, low)) > 0.999
+    assert noise_stability(model, batches).dtype == low.dtype == torch.float32
+
+
+def test_the_default_on_a_cpu_is_finite_differences():
+    model, batches = make("conv")
+    assert torch.equal(noise_stability(model, batches), noise_stability(model, batches, method="finite_difference"))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_noise_too_large_for_a_first_order_term_is_warned_of():
+    model, _ = make("mlp")
+    batches = [normal(50, 5)]
+    message = r"Derivatives along the noise rank a batch otherwise than finite .*takes them all the same, as asked"
+    with pytest.warns(UserWarning, match=message):
+        noise_stability(model, batches, method="jvp", magnitude=2.0)
+
+
+@pytest.mark.parametrize("modules", [None, ["head"]])
+def test_compiled_passes_give_the_same_scores(monkeypatch, modules):
+    model, batches = make("mlp")
+    expected = noise_stability(model, batches, passes=3, modules=modules)
+    compiled, ran = [], []
+
+    def compile_eagerly(function: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return lambda *inputs: ran.append(1) or function(*inputs)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    assert torch.equal(noise_stability(model, batches, passes=3, modules=modules, compile=True), expected)
+    assert compiled == [{"mode": None, "dynamic": None}]  # CUDA graphs are for GPUs
+    assert len(ran) == 2 * (1 + 3)  # the clean pass and the noisy ones, in full
 
 
 # ---------------------------------------------------------------- errors
