@@ -1,4 +1,5 @@
 import math
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +9,7 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_al import perturb
+from lightning_al.functional.noise_stability import deviation_sizes
 from lightning_al.noise import Noise, noisy_parameters
 from lightning_al.perturb import Deviation, FiniteDifferences, perturbed
 from lightning_al.seeding import make_generator
@@ -372,3 +374,21 @@ def test_compiled_passes_give_the_same_deviations_and_compile_once():
         torch.testing.assert_close(one.change, other.change, rtol=0, atol=8 * 2**-23)
         assert other.change.abs().max() > 1e-3
     torch._dynamo.reset()
+
+
+def test_a_dense_output_is_gone_before_the_next_batch_is_run():
+    conv = nn.Conv2d(2, 3, 1)
+    outputs: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def forward(batch: Tensor) -> Tensor:
+        alive.append(sum(output() is not None for output in outputs))
+        output = conv(batch)
+        outputs.append(weakref.ref(output))
+        return output
+
+    with torch.no_grad():
+        backend = FiniteDifferences(forward, list(conv.parameters()), Noise(0.1))
+        sizes = deviation_sizes(backend, [torch.ones(2, 2, 4, 4)] * 3, [(0, 0), (0, 1)])
+    assert sizes.shape == (6, 2)
+    assert alive == [0, 1, 1] * 3  # the clean pass of a batch, and its perturbed passes beside its clean output

@@ -154,9 +154,9 @@ def deviation_sizes(
 
     """
     sizes: list[list[Tensor]] = [[] for _ in chunk]
-    for position, _, change, _ in backend.deviations(chunk, seeds, clean):
-        squared = change.square().sum(1)
-        del change  # a dense one must not be there beside the next
+    for deviation in backend.deviations(chunk, seeds, clean):
+        position, squared = deviation.position, deviation.change.square().sum(1)
+        del deviation  # dense outputs must not be there beside the next
         size = squared if norm == "squared" else squared.sqrt()
         sizes[position].append(size.reshape(len(size), -1).mean(1))
     return torch.cat([torch.stack(passes, 1) for passes in sizes])
