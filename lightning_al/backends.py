@@ -57,15 +57,17 @@ def make_backend(
     Raises:
         ValueError: If the model is random in eval mode, or nothing can be perturbed.
 
-    Cost: four forward passes over `batch`, and for derivatives one scoring of it both ways.
+    Cost: two forward passes over `batch`, and for derivatives one scoring of it both ways.
 
     """
 
     def forward(batch: Any) -> Tensor:
         return predictor.output(batch, output)
 
-    check_repeatable(forward, batch)
-    parameters = noisy_parameters(predictor.module, lambda: forward(batch), modules)
+    clean: list[Tensor] = []
+    parameters = noisy_parameters(predictor.module, lambda: clean.append(forward(batch)), modules)
+    is_low = computes_in_low_precision(lambda: clean.append(forward(batch)))
+    check_repeatable(*clean)
     differences = FiniteDifferences(forward, parameters, noise, compiled=compiled, static=static)
     if method == "auto":
         low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and has_fast_bfloat16(parameters[0].device)
@@ -74,7 +76,7 @@ def make_backend(
     else:
         trusted = True
     if method == "finite_difference":
-        if computes_in_low_precision(lambda: forward(batch)):
+        if is_low:
             rank_zero_warn(LOW_PRECISION_INSIDE.format(type(predictor.module).__name__))
         return differences
     dtype = torch.bfloat16 if method == "jvp_bf16" else None

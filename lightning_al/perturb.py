@@ -20,6 +20,7 @@ from lightning_al.seeding import make_generator
 Seed = tuple[int, ...]
 
 HELD_BYTES = 2**30  # of clean outputs and recorded results kept on the device while the passes run
+DENSE_BYTES = 2**25  # of dense clean outputs, so that large maps are kept for one batch only
 
 
 class Deviation(NamedTuple):
@@ -117,7 +118,7 @@ class FiniteDifferences:
         noise: What to add.
         compiled: Run the passes through `torch.compile`, each in full.
         static: Whether nearly all batches are of one size, so that a GPU may replay them as CUDA graphs if compiled.
-        held_bytes: How much may be kept on the device beside the inputs. A dense output is kept for one batch only.
+        held_bytes: How much may be kept on the device beside the inputs; much less of dense outputs.
 
     Cost: K + 1 forward passes per sample, of which only one runs the layers that noise cannot reach; memory for the
         clean outputs, and twice the parameters.
@@ -170,7 +171,8 @@ class FiniteDifferences:
         group: list[Start] = []
         for position, batch in enumerate(chunk):
             group.append(self._start(position, batch, seed, None if clean is None else clean[position]))
-            if group[-1].clean.ndim > 2 or sum(start.nbytes for start in group) >= self._held_bytes:
+            most = DENSE_BYTES if group[-1].clean.ndim > 2 else self._held_bytes
+            if sum(start.nbytes for start in group) >= most:
                 yield group
                 group = []
         if group:
@@ -224,18 +226,17 @@ def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return outputs, min(seconds)
 
 
-def check_repeatable(forward: Callable[[Any], Tensor], batch: Any) -> None:
+def check_repeatable(first: Tensor, second: Tensor) -> None:
     """Refuse a forward pass that is random even in eval mode, whose own noise would drown the one that is added.
 
     Args:
-        forward: Maps a batch to its outputs.
-        batch: A few samples.
+        first: Outputs for a few samples.
+        second: Those of another clean pass over the same samples.
 
     Raises:
-        ValueError: If two passes differ by more than rounding.
+        ValueError: If they differ by more than rounding.
 
     """
-    first, second = forward(batch), forward(batch)
     if not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True):
         raise ValueError(
             f"Two clean passes over the same samples differ by up to {(first - second).abs().max():.2g}: the model "

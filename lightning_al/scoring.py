@@ -111,6 +111,7 @@ def measure_pool(
             )
         rows.append(measured.detach())
         indices += ids
+        chunk.clear()  # before the next one is read
         advance(len(ids))
     return indices, torch.cat([row.cpu() for row in rows]) if rows else torch.empty(0)
 

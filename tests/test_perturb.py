@@ -313,9 +313,15 @@ def test_one_row_per_sample_is_held_for_a_whole_chunk():
     assert order(deviate(model, chunk, None)) == [(p, s) for s in range(3) for p in range(3)]
 
 
-def test_a_dense_output_is_held_for_one_batch_at_a_time():
+def test_a_large_dense_output_is_held_for_one_batch_at_a_time(monkeypatch):
+    monkeypatch.setattr(perturb, "DENSE_BYTES", 1)
     model, chunk = make(dense=True)
     assert order(deviate(model, chunk, None)) == [(p, s) for p in range(3) for s in range(3)]
+
+
+def test_small_dense_outputs_share_the_noise_of_a_pass():
+    model, chunk = make(dense=True)
+    assert order(deviate(model, chunk, None)) == [(p, s) for s in range(3) for p in range(3)]
 
 
 def test_held_bytes_split_a_chunk_without_changing_a_bit():
@@ -376,7 +382,8 @@ def test_compiled_passes_give_the_same_deviations_and_compile_once():
     torch._dynamo.reset()
 
 
-def test_a_dense_output_is_gone_before_the_next_batch_is_run():
+def test_a_large_dense_output_is_gone_before_the_next_batch_is_run(monkeypatch):
+    monkeypatch.setattr(perturb, "DENSE_BYTES", 1)
     conv = nn.Conv2d(2, 3, 1)
     outputs: list[weakref.ref[Tensor]] = []
     alive: list[int] = []

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from torch.utils.data import Dataset
 from lightning_al import Acquisition, ActiveLearningDataModule, __version__
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def command_line(description: str | None) -> ArgumentParser:
+    """Return a parser with the arguments of every benchmark."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    return parser
 
 
 def environment() -> dict[str, Any]:
@@ -41,7 +49,7 @@ def _cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def write(case: str, figures: Mapping[str, Any], folder: Path = RESULTS) -> None:
+def write(case: str, figures: Mapping[str, Any], folder: Path) -> None:
     """Write the figures of one case beside the environment they were measured in, and print them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{case}.json").write_text(json.dumps({"case": case, **figures, "environment": environment()}, indent=2))

@@ -5,27 +5,29 @@
 Writes `results/speed-CASE.json`.
 """
 
-import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from examples.benchmarks.algorithm_1 import algorithm_1
-from examples.benchmarks.cases import CASES, TRAINING, Case, Pictures, trained
-from examples.benchmarks.harness import in_turn, overlap, query, timed, write
+from examples.benchmarks.cases import CASES, Case, Pictures, trained
+from examples.benchmarks.harness import command_line, in_turn, overlap, query, timed, write
 from examples.fashion_mnist import read_fashion_mnist
 from lightning_al import NoiseStabilityAcquisition
 
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda raw: raw.softmax(1), "identity": lambda raw: raw}
 
 
-def measure(name: str, case: Case, folder: str, pool: int, passes: int, share: float, rounds: int) -> None:
-    """Measure one case and write its figures."""
-    net = trained(case, folder)
+def measure(
+    case: Case, folder: str, training: int, pool: int, passes: int, share: float, rounds: int
+) -> dict[str, Any]:
+    """Measure one case and return its figures."""
+    net = trained(case, folder, training)
     pictures, labels = read_fashion_mnist(folder)
-    part = slice(TRAINING, TRAINING + pool + 1)  # the first one is labeled from the start
+    part = slice(training, training + pool + 1)  # the first one is labeled from the start
     dataset = Pictures(pictures[part], labels[part], case.inputs)
     budget = round(share * pool)
     loader = DataLoader(torch.utils.data.Subset(dataset, range(1, pool + 1)), case.batch_size)
@@ -65,21 +67,23 @@ def measure(name: str, case: Case, folder: str, pool: int, passes: int, share: f
     }
     setting = {"pool": pool, "passes": passes, "query": budget, "batch size": case.batch_size, "rounds": rounds}
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    write(f"speed-{name}", {**setting, "parameters": parameters, "forward passes": round(floor, 3), "runs": figures})
+    return {**setting, "parameters": parameters, "forward passes": round(floor, 3), "runs": figures}
 
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", required=True, help="folder of the Fashion-MNIST files")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--training", type=int, default=1500, help="pictures to train on; the pool comes after them")
     parser.add_argument("--pool", type=int, default=2000)
     parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--share", type=float, default=0.1, help="share of the pool to pick")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     for name in options.cases:
-        measure(name, CASES[name], options.data, options.pool, options.passes, options.share, options.rounds)
+        setting = (options.data, options.training, options.pool, options.passes, options.share, options.rounds)
+        write(f"speed-{name}", measure(CASES[name], *setting), options.results)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ class NoiseStabilityAcquisition(Acquisition):
         ValueError: If an argument is out of range.
 
     Cost: K + 1 forward passes per candidate, one read of the data. With `modules`, or frozen layers, the part that
-        noise cannot reach runs once instead of K + 1 times where that is faster. With `racing`, about a third of the
-        passes when one candidate in ten is picked.
+        noise cannot reach runs once instead of K + 1 times where that is faster. With `racing`, about half of the
+        passes when one candidate in ten is picked, fewer of a large pool; it looks at each candidate once more, so it
+        does not pay together with `modules`, whose passes are cheap.
 
     Example:
         >>> NoiseStabilityAcquisition(query_size=500, passes=3, modules=["layer4", "fc"]).passes
