@@ -1,4 +1,5 @@
 import json
+import logging
 import sys
 
 import pytest
@@ -21,6 +22,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Derivatives along the noise rank"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def lightning_talks_as_before():
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
