@@ -34,7 +34,8 @@ def prefer_channels_last(predictor: Predictor, batch: Any) -> bool:
     Cost: two forward passes over `batch` if there are convolutions.
 
     """
-    convolutions = [module for module in predictor.module.modules() if isinstance(module, CONVOLUTIONS)]
+    modules = predictor.module.modules()
+    convolutions = [module for module in modules if isinstance(module, CONVOLUTIONS) and not _cuts_patches(module)]
     weights = [module.weight for module in convolutions if module.weight.device.type == "cpu"]
     if not weights:
         return False
@@ -48,6 +49,11 @@ def prefer_channels_last(predictor: Predictor, batch: Any) -> bool:
     for weight, data in zip(weights, before, strict=True):
         weight.data = data
     return False
+
+
+def _cuts_patches(convolution: Any) -> bool:
+    """Tell whether a convolution is the embedding of patches that a transformer takes for tokens, a matrix product."""
+    return bool(convolution.stride == convolution.kernel_size and max(convolution.kernel_size) > 1)
 
 
 def _try(predictor: Predictor, batch: Any) -> Tensor | None:

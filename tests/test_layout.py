@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from lightning_al.adapters import Predictor
@@ -189,3 +190,10 @@ def test_scores_of_a_model_that_asks_for_the_usual_layout_are_those_of_the_twin(
     model, images = seeded(Flat).double(), normal(6, 3, 8, 7, dtype=torch.float64)
     scores = noise_stability(model, [images], passes=3)
     torch.testing.assert_close(scores.double(), twin(model, [images], passes=3), rtol=1e-6, atol=0)
+
+
+def test_the_patches_of_a_transformer_are_left_alone():
+    vit = torchvision.models.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3).eval()
+    with torch.no_grad():
+        assert prefer_channels_last(Predictor(vit), torch.ones(2, 3, 8, 8)) is False
+    assert vit.conv_proj.weight.is_contiguous()
