@@ -144,7 +144,7 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
             f"`{name}`: expected one measurement of each of {len(expected)} samples, got {len(indices)} "
             f"(see indices {wrong[:5]}). Does the dataset change its length or order between reads?"
         )
-    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)  # a reshape could not tell from no rows at all
+    flat = _flat(rows)
     broken = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
     if broken:
         raise ValueError(
@@ -153,6 +153,11 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
         )
     if ranked:
         check_order(name, indices, rows, len(rows))
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """Return (n, D) rows; a reshape could not tell D from no rows at all."""
+    return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
 
 
 def check_order(name: str, indices: Sequence[int], rows: Tensor, count: int, mean: Tensor | None = None) -> None:
@@ -169,7 +174,7 @@ def check_order(name: str, indices: Sequence[int], rows: Tensor, count: int, mea
         ValueError: If all rows are equal, those that are not on the shortlist included.
 
     """
-    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+    flat = _flat(rows)
     if count < 2 or not flat.shape[1] or not bool((flat == flat[0]).all()):
         return
     if mean is None or torch.allclose(mean, rows[0]):
