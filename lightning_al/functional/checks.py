@@ -1,7 +1,9 @@
-"""What the selectors demand of their arguments, with messages that say what to do instead."""
+"""What the formulas demand of their arguments, with messages that say what to do instead."""
 
 import torch
 from torch import Tensor
+
+_TOLERANCE = 1e-3
 
 
 def check_budget(name: str, budget: int) -> None:
@@ -13,17 +15,19 @@ def check_budget(name: str, budget: int) -> None:
         )
 
 
-def check_scores(name: str, scores: Tensor) -> None:
+def check_scores(name: str, scores: Tensor, argument: str = "scores") -> None:
     """Refuse everything but one finite number per sample."""
     if scores.ndim != 1:
         raise ValueError(
-            f"`{name}(scores)`: expected shape (N,), got {tuple(scores.shape)}; reduce each sample to one number first"
+            f"`{name}({argument})`: expected shape (N,), got {tuple(scores.shape)}; "
+            "reduce each sample to one number first"
         )
     finite = scores.isfinite()
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         raise ValueError(
-            f"`{name}(scores)`: expected finite scores, got {scores[row].item()} in row {row}; check the model's output"
+            f"`{name}({argument})`: expected finite scores, got {scores[row].item()} in row {row}; "
+            "check the model's output"
         )
 
 
@@ -55,3 +59,70 @@ def checked_points(name: str, argument: str, points: Tensor) -> Tensor:
             f"{norms[row].item()} in row {row}; check the model's output for this sample, or scale the values down"
         )
     return points
+
+
+def mean_over_positions(scores: Tensor) -> Tensor:
+    """Average scores of shape (N, ...) to (N,)."""
+    return scores.unsqueeze(-1).flatten(1).mean(dim=1)
+
+
+def checked_probs(name: str, argument: str, probs: Tensor) -> Tensor:
+    """Return the validated class probabilities (N, C, ...) in at least float32."""
+    shape = tuple(probs.shape)
+    if not probs.is_floating_point():
+        raise ValueError(
+            f"`{name}({argument})`: expected a floating dtype, got {probs.dtype}; "
+            "pass the softmax of the model's output, not labels"
+        )
+    if probs.ndim < 2 or 0 in shape[2:]:
+        raise ValueError(
+            f"`{name}({argument})`: expected shape (N, C, ...) with classes in dimension 1 and at least one position, "
+            f"got {shape}; add the batch dimension or move the classes to dimension 1"
+        )
+    if shape[1] < 2:
+        raise ValueError(
+            f"`{name}({argument})`: expected at least 2 classes in dimension 1, got shape {shape}; one output has no "
+            'class probabilities; for regression use NoiseStabilityAcquisition(output="identity")'
+        )
+    # A bfloat16 softmax rounds every probability by up to 0.4 %, so its rows legitimately miss 1 by more than 1e-3.
+    tolerance = max(_TOLERANCE, torch.finfo(probs.dtype).eps)
+    probs = probs if probs.dtype == torch.float64 else probs.float()
+    sums = probs.sum(dim=1)
+    # Written so that NaN fails; one `bool` means one device synchronization.
+    if not bool(((sums - 1).abs() <= tolerance).all() & (probs >= 0).all()):
+        raise ValueError(f"`{name}({argument})`: {_complaint(probs, sums, tolerance)}")
+    return probs
+
+
+def checked_outputs(name: str, argument: str, outputs: Tensor) -> Tensor:
+    """Return the validated raw outputs (N, C, ...) in at least float32."""
+    if outputs.ndim < 2 or 0 in outputs.shape[1:] or not outputs.is_floating_point():
+        raise ValueError(
+            f"`{name}({argument})`: expected a floating tensor of shape (N, C, ...) with at least one output and "
+            f"position, got {outputs.dtype} of shape {tuple(outputs.shape)}; give a single output its dimension with "
+            "unsqueeze(1)"
+        )
+    finite = outputs.isfinite()
+    if not bool(finite.all()):
+        row = int((~finite).flatten(1).any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"`{name}({argument})`: expected finite outputs, got NaN or inf in row {row}; check the model's output for "
+            "this sample"
+        )
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def _complaint(probs: Tensor, sums: Tensor, tolerance: float) -> str:
+    """Say what is wrong with rejected probabilities, naming the first sample at fault."""
+    finite = probs.isfinite()
+    if not bool(finite.all()):
+        row = int((~finite).flatten(1).any(dim=1).nonzero()[0])
+        return f"expected finite probabilities, got NaN or inf in row {row}; check the model's output for this sample"
+    wrong = ((sums - 1).abs() > tolerance) | (probs < 0).any(dim=1)
+    row = int(wrong.unsqueeze(-1).flatten(1).any(dim=1).nonzero()[0])
+    low, high = (value.item() for value in sums[row].aminmax())
+    return (
+        f"expected probabilities that are at least 0 and sum to 1 over dimension 1 (within {tolerance:.1g}), got "
+        f"minimum {probs[row].min().item():.4g} and sums from {low:.4g} to {high:.4g} in row {row}; "
+        "apply softmax over dimension 1 first"
+    )

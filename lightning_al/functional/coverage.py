@@ -2,28 +2,15 @@
 
 Every selector returns `rows`, positions into the measurement tensor: exactly `min(budget, N)` distinct ones in
 the order of picking, as a long tensor on the CPU, because a CPU index works on tensors of every device.
-
-A product of all points with one pick is bound by memory, with many picks by arithmetic, which is many times faster per
-pick. So both selectors pick in blocks: among a few candidates, from their distances to each other alone, until the
-candidates no longer decide what the next pick is. Only then all points learn of the block's picks, in one product.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_al.functional.checks import check_budget, checked_centers, checked_points
-from lightning_al.precision import true_float32
-
-_CANDIDATES = 256
-# Distances in flight: few enough for the cache of a processor, enough to keep a GPU busy.
-_BLOCK_ELEMENTS = 2**20
-# Rounding leaves exact duplicates at up to 6 eps * (|x|^2 + |c|^2) if coordinates are normal, at up to 18 if a few of
-# them dominate (lognormal; measured up to D = 50,000), never at 0.
-_ROUNDING_EPS = 24
+from lightning_al.functional.greedy import Vectors, draw, farthest, grow
 
 
 def k_center(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
@@ -64,7 +51,8 @@ def k_center(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
     points = checked_points("k_center", "points", points)
     centers = checked_centers("k_center", centers, points)
     points, mean = _shifted(points)
-    return _grow(points, centers - mean, torch.empty(0, dtype=torch.long), min(budget, len(points)), _farthest)
+    nothing = torch.empty(0, dtype=torch.long)
+    return grow(Vectors(points), Vectors(centers - mean), nothing, min(budget, len(points)), farthest)
 
 
 def kmeans_plus_plus(
@@ -106,16 +94,16 @@ def kmeans_plus_plus(
     """
     check_budget("kmeans_plus_plus", budget)
     points = checked_points("kmeans_plus_plus", "points", points)
-    count, draw = min(budget, len(points)), partial(_draw, generator=generator)
+    count, choose = min(budget, len(points)), partial(draw, generator=generator)
     if centers is not None:
         centers = checked_centers("kmeans_plus_plus", centers, points)
         points, mean = _shifted(points)
-        return _grow(points, centers - mean, torch.empty(0, dtype=torch.long), count, draw)
-    start = points.square().sum(dim=1)
-    points, _ = _shifted(points)
-    first = draw(points, start, 1)
+        return grow(Vectors(points), Vectors(centers - mean), torch.empty(0, dtype=torch.long), count, choose)
+    start = Vectors(points).lengths
+    shifted = Vectors(_shifted(points)[0])
+    first = choose(shifted, start, 1)
     # The origin must not stay on as a ghost center, or points near it would hardly ever be picked.
-    return _grow(points, points[first], first, count, draw)
+    return grow(shifted, shifted.take(first), first, count, choose)
 
 
 def _shifted(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,102 +115,3 @@ def _shifted(points: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = points.mean(dim=0)
     return points - mean, mean
-
-
-def _grow(
-    points: Tensor, centers: Tensor, rows: Tensor, count: int, choose: Callable[[Tensor, Tensor, int], Tensor]
-) -> Tensor:
-    """Extend `rows` to `count` picks, block by block.
-
-    Args:
-        points: Points of shape (N, D).
-        centers: What is covered already, the points in `rows` included.
-        rows: The rows picked already.
-        count: Number of rows to return.
-        choose: Picks a block of 1 to n rows, given the points, their squared distances to the nearest center or pick
-            (N,), which are -inf in rows picked already, and n.
-    """
-    norms = points.square().sum(dim=1)
-    nearest = torch.full_like(norms, math.inf)
-    while len(rows) < count:
-        _lower(nearest, points, norms, centers)
-        # -inf survives every later minimum: a picked row cannot win again, even among zero distances.
-        nearest[rows] = -math.inf
-        block = choose(points, nearest, count - len(rows))
-        rows, centers = torch.cat([rows, block]), points[block]
-    return rows
-
-
-def _farthest(points: Tensor, nearest: Tensor, count: int) -> Tensor:
-    """Pick among the candidates farthest out while the best of them surely beats every point left aside.
-
-    Distances only fall: a point that is no candidate never rises above the last candidate's distance at the start. So
-    every pick is the one that a search of all points would make, ties included.
-    """
-    size = min(_CANDIDATES, len(points))
-    bound = nearest.topk(size).values[-1]
-    # `topk` leaves open which of the ties it takes.
-    above, ties = (nearest > bound).nonzero(), (nearest == bound).nonzero()
-    rows, order = torch.cat([above, ties[: size - len(above)]]).flatten().sort()
-    last = float(bound), -int(order.argmax())
-    # On the CPU, so that a GPU waits once in a block and not at every pick.
-    distances, now = _pairwise(points[rows]), nearest[rows].cpu()
-    picks: list[int] = []
-    while len(picks) < count:
-        position = int(now.argmax())
-        if (float(now[position]), -position) < last:
-            break
-        picks.append(position)
-        now = torch.minimum(now, distances[position])
-        now[position] = -math.inf
-    return rows.cpu()[picks]
-
-
-def _draw(points: Tensor, nearest: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
-    """Draw in proportion to `nearest`, which falls from pick to pick, by rejection.
-
-    Candidates are drawn from the weights at the start; one that is accepted with probability ``now / start`` is a draw
-    from the weights as they are now. The first always is, and once nearly all are refused the weights are fresh again.
-    """
-    # Not `torch.multinomial`: it takes at most 2^24 rows.
-    weights = nearest.cpu().double()
-    cdf = weights.clamp(min=0).cumsum(dim=0)
-    if not (weights > 0).any():
-        left = (weights >= 0).nonzero().flatten()
-        return left[torch.randperm(len(left), generator=generator)[:count]]
-    # No more than a small budget can use: their distances to each other would cost more than the picks.
-    uniform = torch.rand(2, min(_CANDIDATES, 2 * count), dtype=torch.float64, generator=generator)
-    rows = torch.searchsorted(cdf, cdf[-1] * uniform[0], right=True)
-    # A row that is drawn twice must not be accepted twice.
-    distances = _pairwise(points[rows.to(points.device)]).masked_fill_(rows == rows.unsqueeze(1), 0)
-    start, now = weights[rows], weights[rows]
-    picks: list[int] = []
-    for position, threshold in enumerate(uniform[1].tolist()):
-        if len(picks) < count and now[position] / start[position] > threshold:
-            picks.append(position)
-            now = torch.minimum(now, distances[position])
-    return rows[picks]
-
-
-def _lower(nearest: Tensor, points: Tensor, norms: Tensor, centers: Tensor) -> None:
-    """Lower `nearest` (N,) in place to the squared distances to the nearest center, tile by tile."""
-    for block in centers.split(_CANDIDATES):
-        lengths, size = block.square().sum(dim=1), max(1, _BLOCK_ELEMENTS // len(block))
-        for tile, norm, out in zip(points.split(size), norms.split(size), nearest.split(size), strict=True):
-            torch.minimum(out, _squared_distances(tile, norm, block, lengths).amin(dim=1), out=out)
-
-
-def _pairwise(points: Tensor) -> Tensor:
-    """Return the squared distances (B, B) between the candidates of a block, on the CPU."""
-    norms = points.square().sum(dim=1)
-    return _squared_distances(points, norms, points, norms).cpu()
-
-
-def _squared_distances(points: Tensor, norms: Tensor, centers: Tensor, center_norms: Tensor) -> Tensor:
-    """Expand ``|x - c|^2``; what cannot be told from rounding is 0, so that duplicates are exact duplicates."""
-    # Autocast and TF32 would rank rounding errors.
-    with true_float32(points.device):
-        products = points @ centers.T
-    sums = norms.unsqueeze(1) + center_norms
-    distances = torch.sub(sums, products, alpha=2, out=products)
-    return distances.masked_fill_(distances <= sums.mul_(_ROUNDING_EPS * torch.finfo(sums.dtype).eps), 0)

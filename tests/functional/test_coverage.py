@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_al.functional import coverage, k_center, kmeans_plus_plus
+from lightning_al.functional import coverage, greedy, k_center, kmeans_plus_plus
 from tests.functional.draws import assert_frequencies, generator, normal
 
 seeds = st.integers(0, 2**31)
@@ -80,7 +80,7 @@ def test_k_center_does_not_depend_on_the_tiles(monkeypatch):
     points, centers = normal(8, 30, 4), normal(9, 25, 4)
     expected = k_center(points, 10, centers=centers)
     for elements in (70, 1):
-        monkeypatch.setattr(coverage, "_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(greedy, "_BLOCK_ELEMENTS", elements)
         assert torch.equal(k_center(points, 10, centers=centers), expected)
 
 
@@ -97,7 +97,7 @@ POINTS = {
 @pytest.mark.parametrize("candidates", [1, 2, 7, 64, 256])
 @pytest.mark.parametrize("name", POINTS)
 def test_blocks_of_k_center_pick_what_the_naive_greedy_picks(monkeypatch, name, candidates):
-    monkeypatch.setattr(coverage, "_CANDIDATES", candidates)
+    monkeypatch.setattr(greedy, "_CANDIDATES", candidates)
     points = POINTS[name]
     centers = points.new_zeros(1, points.shape[1])
     rows = k_center(points, len(points), centers=centers)
@@ -144,7 +144,7 @@ def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known):
 
 @pytest.mark.parametrize("candidates", [1, 3, 256])
 def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(monkeypatch, candidates):
-    monkeypatch.setattr(coverage, "_CANDIDATES", candidates)
+    monkeypatch.setattr(greedy, "_CANDIDATES", candidates)
     points = torch.tensor([[2.0, 0.0], [2.5, 0.5], [-1.0, 2.0], [-1.5, 2.5], [0.0, -2.0]])
     x, trials, draws = points.double().numpy(), 3000, generator(25)
     picks = [tuple(kmeans_plus_plus(points, 3, generator=draws).tolist()) for _ in range(trials)]
@@ -164,8 +164,8 @@ def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(m
 
 def test_rejection_survives_that_nearly_all_weight_goes_with_the_first_picks(monkeypatch):
     blocks = []
-    draw = coverage._draw
-    monkeypatch.setattr(coverage, "_draw", lambda *args, **options: blocks.append(draw(*args, **options)) or blocks[-1])
+    draw = coverage.draw
+    monkeypatch.setattr(coverage, "draw", lambda *args, **options: blocks.append(draw(*args, **options)) or blocks[-1])
     # Five places, 60 near-duplicates each: five picks take all but about a millionth of the weight.
     places = 10 * normal(26, 5, 8)
     points = places.repeat(60, 1) + 1e-3 * normal(27, 300, 8)
@@ -210,7 +210,7 @@ def test_many_picks_take_few_products_and_little_memory(monkeypatch, name):
                 self.largest = max(self.largest, result.numel())
             return result
 
-    monkeypatch.setattr(coverage, "_BLOCK_ELEMENTS", 2**18)
+    monkeypatch.setattr(greedy, "_BLOCK_ELEMENTS", 2**18)
     points = normal(29, 3000, 16)
     options = {"centers": points[:1]} | ({} if name == "k_center" else {"generator": generator(30)})
     with Record() as record:
