@@ -42,15 +42,16 @@ class DigitsDataModule(LightningDataModule):
 
 
 class DigitsClassifier(LightningModule):
-    """Two convolutions and two linear layers.
+    """Two convolutions and two linear layers, with dropout for the strategies that draw from it.
 
     Args:
         width: Channels of the first convolution.
+        dropout: Share of the hidden units that are dropped in training.
         lr: Learning rate of Adam.
 
     """
 
-    def __init__(self, width: int = 16, lr: float = 3e-3) -> None:
+    def __init__(self, width: int = 16, dropout: float = 0.2, lr: float = 3e-3) -> None:
         super().__init__()
         self.lr = lr
         self.features = nn.Sequential(
@@ -62,6 +63,7 @@ class DigitsClassifier(LightningModule):
             nn.Flatten(),
             nn.Linear(32 * width, 64),
             nn.ReLU(),
+            nn.Dropout(dropout),
         )
         self.head = nn.Linear(64, 10)
         self.accuracy = MulticlassAccuracy(10, average="micro")

@@ -9,12 +9,20 @@ from lightning_al.loop import run_cycles
 from lightning_al.pool import Pool
 from lightning_al.query import Query
 from lightning_al.strategies import (
+    BADGEAcquisition,
+    BALDAcquisition,
+    CheckpointEnsembleAcquisition,
+    CoreSetAcquisition,
     EntropyAcquisition,
     LeastConfidenceAcquisition,
     MarginAcquisition,
+    MCDropoutAcquisition,
     NoiseStabilityAcquisition,
+    QueryByCommitteeAcquisition,
     RandomAcquisition,
+    VariationRatioAcquisition,
 )
+from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch
 
 if TYPE_CHECKING:
     from lightning_al.cli import ActiveLearningCLI
@@ -25,13 +33,24 @@ __all__ = [
     "Acquisition",
     "ActiveLearningCLI",
     "ActiveLearningDataModule",
+    "BADGEAcquisition",
+    "BALDAcquisition",
+    "CheckpointEnsembleAcquisition",
+    "CoreSetAcquisition",
     "EntropyAcquisition",
     "LeastConfidenceAcquisition",
+    "MCDropoutAcquisition",
     "MarginAcquisition",
+    "Mixture",
     "NoiseStabilityAcquisition",
+    "OncePerGroup",
     "Pool",
     "Query",
+    "QueryByCommitteeAcquisition",
     "RandomAcquisition",
+    "RandomSubset",
+    "StochasticBatch",
+    "VariationRatioAcquisition",
     "functional",
     "run_cycles",
 ]

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_al.adapters import Predictor
 from lightning_al.clone import attached_clone, load_weights
@@ -72,6 +73,14 @@ class Acquisition(Callback, ABC):
             )
         self.query_size = query_size
         self._trained = False
+
+    def for_one_cycle(self) -> Self:
+        """Return what lives for one query, so that nothing `prepare` stores outlives it or must be cleared."""
+        return copy.copy(self)
+
+    def narrow(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
+        """Return which of the candidates to look at, ascending; all by default."""
+        return indices
 
     def prepare(self, context: Context) -> None:
         """Get ready for one cycle; what is stored on `self` is forgotten after the query."""
@@ -170,8 +179,7 @@ class Acquisition(Callback, ABC):
         """Score the candidates, select, label, and write the pool file."""
         datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if self._should_query(trainer, datamodule):
-            # a shallow copy lives for one cycle, so that nothing `prepare` stores outlives it or must be cleared
-            copy.copy(self)._query(trainer, pl_module, datamodule)
+            self.for_one_cycle()._query(trainer, pl_module, datamodule)
 
     def _should_query(self, trainer: Trainer, datamodule: ActiveLearningDataModule) -> bool:
         name, pool = type(self).__name__, datamodule.pool
@@ -189,11 +197,13 @@ class Acquisition(Callback, ABC):
         return False
 
     def _query(self, trainer: Trainer, module: LightningModule, datamodule: ActiveLearningDataModule) -> None:
-        pool, indices = datamodule.pool, datamodule.candidate_indices()
+        pool = datamodule.pool
+        indices: Sequence[int] = datamodule.candidate_indices()
         budget = self.query_size if isinstance(self.query_size, int) else max(1, round(self.query_size * pool.size))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             indices = indices[: budget + 1]
         seed = datamodule.seed if self.seed is None else self.seed
+        indices = self.narrow(indices, budget, make_generator(Stream.NARROWING, seed, pool.cycle))
         begun = time.perf_counter()
         figures: dict[str, float] = {}
         if budget >= len(indices):  # nothing to choose, so nothing to measure

@@ -65,7 +65,10 @@ class Predictor:
             ValueError: If there is a single output, whose softmax would always be one.
 
         """
-        outputs = self(batch)
+        return self.normalized(self(batch))
+
+    def normalized(self, outputs: Tensor) -> Tensor:
+        """Return the class probabilities that outputs of this module, (B, C, *positions), stand for."""
         if outputs.shape[1] == 1:
             raise ValueError(
                 f"{type(self.module).__name__} has one output per sample, and the softmax of one number is always 1. "

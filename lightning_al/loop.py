@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,7 +167,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Collect what must not change when a run is continued, as far as a Python caller tells it."""
     name = type(acquisition).__name__
-    settings = {"class": name}
+    settings: dict[str, Any] = {"class": name}
     for parameter in inspect.signature(type(acquisition)).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -175,7 +176,7 @@ def _settings(
                 f"`{name}({parameter.name}=...)` is not kept as `self.{parameter.name}`, so nobody could tell whether "
                 "it is the same when the run is continued. Store it under its name, or pass `run_cycles(config=...)`."
             )
-        settings[parameter.name] = getattr(acquisition, parameter.name)
+        settings[parameter.name] = _nameable(getattr(acquisition, parameter.name))
     split = ("initial_size", "balanced_start", "candidates", "seed")
     return {
         "acquisition": settings,
@@ -183,6 +184,18 @@ def _settings(
         **asdict(policy),
         "ckpt": ckpt,
     }
+
+
+def _nameable(value: Any) -> Any:
+    """Replace what a wrapper is given, classes and partials of them, by names, which are the same in every process."""
+    if isinstance(value, partial):
+        made = [part for part in (value.func, *value.args) if isinstance(part, type)]  # jsonargparse wraps the class
+        return {"class": _nameable([*made, value.func][0]), **_nameable(value.keywords)}
+    if isinstance(value, Mapping):
+        return {name: _nameable(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_nameable(entry) for entry in value]
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 def _check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """What a strategy is told: once per cycle, and when it selects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,3 +57,26 @@ class Query:
     def pick(self, rows: Tensor) -> list[int]:
         """Return the dataset indices of rows of `pool`."""
         return [self.indices[row] for row in rows.tolist()]
+
+    def without(self, picks: Sequence[int], budget: int, others: Sequence[int] = ()) -> "Query":
+        """Return what is left to select from after some picks, which count as labeled.
+
+        Args:
+            picks: Dataset indices that were picked.
+            budget: How many to pick of the others.
+            others: Dataset indices that may not be picked any more.
+
+        Returns:
+            A query without these candidates.
+
+        """
+        picked, gone = set(picks), {*picks, *others}
+        stay = torch.tensor([index not in gone for index in self.indices], dtype=torch.bool)
+        taken = self.pool[torch.tensor([index in picked for index in self.indices], dtype=torch.bool)]
+        return replace(
+            self,
+            pool=self.pool[stay],
+            indices=[index for index in self.indices if index not in gone],
+            budget=budget,
+            labeled=None if self.labeled is None else torch.cat([self.labeled, taken]),
+        )

@@ -21,6 +21,9 @@ class Stream(IntEnum):
     SELECTION = 6
     NOISE = 7
     PILOT = 8
+    DROPOUT = 9
+    CLUSTERS = 10
+    NARROWING = 11
 
 
 def derive_seed(*entropy: int) -> int:

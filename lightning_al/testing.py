@@ -81,7 +81,9 @@ class ToyClassifier(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
-def check_acquisition(make: Callable[[], Acquisition], model: LightningModule | None = None) -> None:
+def check_acquisition(
+    make: Callable[[], Acquisition], model: LightningModule | None = None, max_epochs: int = 1
+) -> None:
     """Run an acquisition through a real fit and check what every strategy promises.
 
     Picks are distinct, new and as many as asked for; the same seed gives the same picks and another cycle is another
@@ -91,6 +93,7 @@ def check_acquisition(make: Callable[[], Acquisition], model: LightningModule | 
     Args:
         make: Returns a fresh acquisition whose `query_size` is an integer below 60.
         model: A classifier for `ToyDataset`; by default a `ToyClassifier`.
+        max_epochs: How long each fit is; more than 1 for a strategy that compares epochs.
 
     Raises:
         AssertionError: With the promise that is not kept.
@@ -108,33 +111,34 @@ def check_acquisition(make: Callable[[], Acquisition], model: LightningModule | 
         raise ValueError(f"`check_acquisition`: expected a `query_size` that is an integer below 60, got {size}.")
     _require(pickle.loads(pickle.dumps(make())).query_size == size, "pickles before a fit")
 
-    first, again = _fit(make(), module), _fit(make(), module)
+    first, again = _fit(make(), module, max_epochs), _fit(make(), module, max_epochs)
     picks = first.pool.history[1].indices
     _require(len(picks) == len(set(picks)) == size, f"labels exactly {size} distinct samples, not {picks}")
     _require(not set(picks) & set(first.pool.history[0].indices), "labels nothing twice")
     _require(all(type(index) is int for index in picks), "gives plain integers")
     _require(picks == again.pool.history[1].indices, "picks the same for the same seed")
 
-    second = _fit(make(), module, data=first).pool.history[2].indices
+    second = _fit(make(), module, max_epochs, data=first).pool.history[2].indices
     _require(len(second) == size and not set(second) & set(first.pool.labeled_by(1)), "queries the next cycle afresh")
 
-    rest = _fit(make(), module, initial_size=120 - size)
+    rest = _fit(make(), module, max_epochs, initial_size=120 - size)
     _require(rest.pool.num_unlabeled == 0, "labels a pool that is no larger than the query")
 
 
 def _fit(
     acquisition: Acquisition,
     module: LightningModule,
+    max_epochs: int,
     initial_size: int = 20,
     data: ActiveLearningDataModule | None = None,
 ) -> ActiveLearningDataModule:
-    """Fit a copy of the module for one epoch, and check that the query left no trace on it."""
+    """Fit a copy of the module, and check that the query left no trace on it."""
     if data is None:
         # 100 candidates in batches of 32: the last one is partial
         data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=32)
     before, after = _Snapshot(), _Snapshot()
     trainer = Trainer(
-        max_epochs=1,
+        max_epochs=max_epochs,
         accelerator="cpu",
         callbacks=[before, acquisition, after],
         logger=False,

@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 
 from lightning_al import strategies
 from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.seeding import seeded
+from lightning_al.seeding import make_generator, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
-from tests.strategy_settings import SETTINGS
+from tests.strategy_settings import SETTINGS, WRAPPERS
 
 
 def main(processes: int, path: Path) -> None:
@@ -23,6 +23,7 @@ def main(processes: int, path: Path) -> None:
         for strategy, cases in SETTINGS.items()
         for settings in cases
     }
+    picks |= {name: picks_of(make(15), processes) for name, make in WRAPPERS}
     # of 20 candidates in batches of 32, the second of two processes has none
     picks["one batch"] = picks_of(strategies.EntropyAcquisition(5), processes, initial_size=100, batch_size=32)
     path.write_text(json.dumps(picks))  # every process writes the same
@@ -32,10 +33,10 @@ def main(processes: int, path: Path) -> None:
 
 
 def picks_of(acquisition, processes=1, initial_size=20, batch_size=16):
-    """Return the picks after a fit that leaves the weights alone, so that scores can be compared."""
+    """Return the picks after a fit whose weights do not depend on the number of processes, nor do the scores then."""
     data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=batch_size)
     trainer = Trainer(
-        max_epochs=1,
+        max_epochs=2,
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
@@ -46,16 +47,22 @@ def picks_of(acquisition, processes=1, initial_size=20, batch_size=16):
         enable_model_summary=False,
     )
     with seeded(0):
-        trainer.fit(UnchangedClassifier(), data)
+        trainer.fit(ScheduledClassifier(), data)
     return data.pool.history[1].indices
 
 
-class UnchangedClassifier(ToyClassifier):
-    """Neither the weights nor the statistics of the batch normalization move; two processes would move them apart."""
+class ScheduledClassifier(ToyClassifier):
+    """Weights move by the epoch alone: what two processes would move apart, gradients and statistics, leaves them."""
 
     def __init__(self):
         super().__init__()
         self.net[1].momentum = 0.0
+
+    def on_train_epoch_start(self):
+        generator = make_generator(self.current_epoch)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()

@@ -16,7 +16,7 @@ from lightning_al import strategies
 from lightning_al.acquisition import Acquisition
 from lightning_al.testing import check_acquisition
 from tests.ddp_picks import picks_of
-from tests.strategy_settings import SETTINGS
+from tests.strategy_settings import SETTINGS, WRAPPERS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "strategies"
@@ -47,7 +47,8 @@ def test_is_final_public_documented_and_has_settings(strategy):
     assert strategy in SETTINGS, f"add {strategy.__name__} to tests/strategy_settings.py"
     assert strategy.__bases__ == (Acquisition,), "strategies are final: combine by wrapping"
     assert strategy.__name__ in strategies.__all__
-    snake = re.sub(r"(?<!^)(?<![A-Z])(?=[A-Z])", "_", strategy.__name__.removesuffix("Acquisition")).lower()
+    name = strategy.__name__.removesuffix("Acquisition")
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
     assert strategy.__module__ == f"lightning_al.strategies.{snake}"
     for section in ("Args:", "Cost:", "Example:"):
         assert section in strategy.__doc__
@@ -73,7 +74,13 @@ def test_has_a_configuration_of_its_own(strategy):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.parametrize(("strategy", "settings"), CASES)
 def test_keeps_the_promises(strategy, settings):
-    check_acquisition(lambda: strategy(query_size=7, **settings))
+    check_acquisition(lambda: strategy(query_size=7, **settings), max_epochs=2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("make", [make for _, make in WRAPPERS], ids=[name for name, _ in WRAPPERS])
+def test_wrappers_keep_the_promises(make):
+    check_acquisition(lambda: make(7))
 
 
 @pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if "seed" in vars(strategy(1))])
@@ -98,6 +105,6 @@ def test_two_processes_pick_what_one_picks(tmp_path):
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert finished.returncode == 0, finished.stderr
         picks.append(json.loads(path.read_text()))
-    assert len(picks[0]) == len(CASES) + 1
+    assert len(picks[0]) == len(CASES) + len(WRAPPERS) + 1
     assert len(picks[0]["one batch"]) == 5
     assert picks[0] == picks[1]

@@ -2,6 +2,7 @@ import csv
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import (
     Acquisition,
+    ActiveLearningCLI,
     EntropyAcquisition,
     MarginAcquisition,
+    Mixture,
+    NoiseStabilityAcquisition,
     Pool,
     RandomAcquisition,
+    StochasticBatch,
     run_cycles,
 )
 from lightning_al.seeding import Stream, derive_seed, seeded
@@ -409,6 +414,63 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"\(reset: 'scratch' then, 'warm' now; ckpt: 'last' then, 'best' now\)"):
         run_cycles(make, make_data(), cycles=2, run_dir=tmp_path, reset="warm", ckpt="best")
     assert len(read_rows(tmp_path)) == 1
+
+
+def stability(passes):
+    """A part of a wrapper that no YAML can hold."""
+    return partial(NoiseStabilityAcquisition, passes=passes, modules=["net.4"])
+
+
+def test_a_run_with_a_wrapper_is_continued_and_another_partial_refused(tmp_path):
+    def run(cycles, part):
+        return run_cycles(maker(lambda: StochasticBatch(5, part)), make_data(), cycles=cycles, run_dir=tmp_path)
+
+    run(1, stability(passes=3))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["acquisition"] == {
+        "class": "StochasticBatch",
+        "query_size": 5,
+        "acquisition": {"class": "NoiseStabilityAcquisition", "passes": 3, "modules": ["net.4"]},
+        "noise": "power",
+        "temperature": 1.0,
+    }
+    assert len(run(2, stability(passes=3))) == 2
+    with pytest.raises(ValueError, match=r"\(acquisition\.acquisition\.passes: 3 then, 4 now\)"):
+        run(3, stability(passes=4))
+    with pytest.raises(ValueError, match=r"acquisition\.acquisition: None then, 'MarginAcquisition' now"):
+        run(3, MarginAcquisition)
+
+
+def test_what_wrappers_hold_is_named_alike_in_every_process(tmp_path):
+    def run(cycles, passes):
+        noisy = partial(StochasticBatch, acquisition=MarginAcquisition, noise="soft_rank")
+        parts = [stability(passes), noisy, RandomAcquisition]
+        return run_cycles(maker(lambda: Mixture(6, parts)), make_data(), cycles=cycles, run_dir=tmp_path)
+
+    run(1, passes=3)
+    text = (tmp_path / "config.yaml").read_text()
+    assert yaml.safe_load(text)["acquisition"]["acquisitions"] == [
+        {"class": "NoiseStabilityAcquisition", "passes": 3, "modules": ["net.4"]},
+        {"class": "StochasticBatch", "acquisition": "MarginAcquisition", "noise": "soft_rank"},
+        "RandomAcquisition",
+    ]
+    assert " at 0x" not in text
+    assert len(run(2, passes=3)) == 2
+    with pytest.raises(ValueError, match=r"acquisition\.acquisitions: \[.*'passes': 3.* then, \[.*'passes': 4.* now"):
+        run(3, passes=4)
+
+
+def test_the_class_in_a_partial_that_yaml_made_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lightning-al"])
+    arguments = ["--model=lightning_al.testing.ToyClassifier", "--acquisition=StochasticBatch"]
+    arguments += ["--data.datamodule_or_train_dataset=lightning_al.testing.ToyDataset", "--data.initial_size=10"]
+    arguments += ["--acquisition.query_size=5", "--acquisition.acquisition=NoiseStabilityAcquisition"]
+    cli = ActiveLearningCLI(
+        args=[*arguments, "--acquisition.acquisition.passes=3", "--trainer.logger=false"], run=False
+    )
+    (acquisition,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Acquisition))
+    run_cycles(maker(lambda: acquisition), make_data(), cycles=1, run_dir=tmp_path)
+    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())["acquisition"]["acquisition"]
+    assert (kept["class"], kept["passes"]) == ("NoiseStabilityAcquisition", 3)
 
 
 def test_more_cycles_are_no_other_configuration(tmp_path):

@@ -1,0 +1,159 @@
+"""Query by committee: label the samples on which separately trained networks disagree.
+
+Passes per sample: K. Suits classification and dense classification (mean over the positions). Memory: two numbers per
+sample, and K sets of weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_al.acquisition import Acquisition
+from lightning_al.adapters import Predictor
+from lightning_al.committee import copy_untrained, read_member, train_member
+from lightning_al.functional import top_k
+from lightning_al.functional.disagreement import bald, predictive_entropy, vote_entropy
+from lightning_al.query import Context, Query
+from lightning_al.seeding import Stream
+from lightning_al.weight_sets import placed, weight_passes, weights_of
+
+Disagreement = Literal["vote_entropy", "consensus_entropy", "kl_divergence"]
+
+
+class QueryByCommitteeAcquisition(Acquisition):
+    r"""Label the samples on which the members of a committee disagree.
+
+    Networks that explain the labels equally well and still differ on a sample cannot all be right about it. The
+    committee is the trained network and either the given checkpoints or more networks, trained at fit end.
+
+    Vote entropy: $-\sum_c \frac{V_c}{K} \log \frac{V_c}{K}$ with $V_c$ votes for class c. Consensus entropy:
+    $H(\bar p)$ of the mean prediction. KL divergence: $\frac{1}{K} \sum_k D(p_k \| \bar p)$.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        checkpoints: Files with the weights of the other members: Lightning checkpoints or plain state dicts. None
+            trains them.
+        members: K, at least 2, where members are trained: the fitted network and K - 1 more.
+        disagreement: `"vote_entropy"`, with ties broken by the entropy of the consensus; `"consensus_entropy"`; or
+            `"kl_divergence"`, the mean divergence from the consensus.
+        reinitialize: Start members from fresh weights, by each module's `reset_parameters`; False starts them from
+            the weights from before the fit, for pretrained networks, so that only the order of the data differs.
+        bootstrap: Train each member on as many labeled samples drawn with replacement.
+        seed: Seed of the members; None takes the datamodule's.
+
+    Raises:
+        ValueError: If an argument is out of range, or there is no such checkpoint.
+
+    Cost: K forward passes per candidate, and K - 1 trainings on the labeled part, one after the other, each with the
+        trainer's epochs, steps, precision, clipping and accumulation, but without its callbacks; each process trains
+        all of them. K sets of weights on the device.
+
+    Example:
+        >>> QueryByCommitteeAcquisition(query_size=100, members=5).members
+        5
+
+    References:
+        Seung, Opper and Sompolinsky, Query by Committee (1992); Engelson and Dagan, Minimizing Manual Annotation Cost
+        in Supervised Training from Corpora (1996); McCallum and Nigam, Employing EM and Pool-Based Active Learning
+        for Text Classification (1998).
+
+    """
+
+    def __init__(
+        self,
+        query_size: int | float,
+        checkpoints: Sequence[str] | None = None,
+        members: int = 3,
+        disagreement: Disagreement = "vote_entropy",
+        reinitialize: bool = True,
+        bootstrap: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(query_size)
+        if members < 2:
+            raise ValueError(
+                f"`QueryByCommitteeAcquisition(members={members})`: expected at least 2, who can disagree."
+            )
+        if disagreement not in get_args(Disagreement):
+            raise ValueError(
+                f"`QueryByCommitteeAcquisition(disagreement={disagreement!r})`: expected one of "
+                f"{get_args(Disagreement)}."
+            )
+        if checkpoints is not None:
+            _check_files(checkpoints)
+            if bootstrap or not reinitialize:
+                raise ValueError(
+                    f"`QueryByCommitteeAcquisition(reinitialize={reinitialize}, bootstrap={bootstrap})` say how "
+                    "members are trained, which those from `checkpoints` are already: leave them out."
+                )
+        self.checkpoints = checkpoints
+        self.members = members
+        self.disagreement = disagreement
+        self.reinitialize = reinitialize
+        self.bootstrap = bootstrap
+        self.seed = seed
+        self._start: LightningModule | None = None  # the module as it was before the fit, while the fit lasts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep a copy of the untrained module, from which the other members are trained."""
+        super().setup(trainer, pl_module, stage)
+        trains = stage == "fit" and self.checkpoints is None
+        self._start = copy_untrained(pl_module) if trains else None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the copy."""
+        self._start = None
+
+    def prepare(self, context: Context) -> None:
+        """Read or train the other members."""
+        module = context.predictor.module
+        assert isinstance(module, LightningModule)
+        if self._start is None:
+            others = (read_member(module, path) for path in self.checkpoints or ())
+        else:
+            others = (self._train(self._start, module.trainer, context, member) for member in range(1, self.members))
+        own = {name: tensor.data for name, tensor in weights_of(module).items()}
+        self._committee = [own, *(placed(module, weights) for weights in others)]
+
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch: (B, 2) disagreement, and entropy of the consensus."""
+        passes = list(weight_passes(predictor, batch, self._committee))
+        consensus = predictive_entropy(passes)
+        if self.disagreement == "consensus_entropy":
+            return torch.stack([consensus, consensus], dim=1)
+        disagreement = vote_entropy(passes) if self.disagreement == "vote_entropy" else bald(passes)
+        return torch.stack([disagreement, consensus], dim=1)
+
+    def shortlist(self, rows: Tensor, budget: int) -> Tensor:
+        """Keep what may be picked."""
+        return top_k(rows[:, 0], budget, ties=rows[:, 1])
+
+    def select(self, query: Query) -> list[int]:
+        """Choose where the members disagree most; among equals, where their consensus is least sure."""
+        return query.pick(top_k(query.pool[:, 0], query.budget, ties=query.pool[:, 1]))
+
+    def score(self, rows: Tensor) -> Tensor:
+        """Return the disagreement of each row."""
+        return rows[:, 0]
+
+    def _train(self, start: LightningModule, trainer: Trainer, context: Context, member: int) -> dict[str, Tensor]:
+        rank_zero_info(f"QueryByCommitteeAcquisition: member {member + 1} of {self.members} trains.")
+        entropy = (Stream.TRAINING, context.seed, context.cycle, member)
+        weights = train_member(start, trainer, entropy, fresh=self.reinitialize, bootstrap=self.bootstrap)
+        # processes train alike, but kernels on a GPU may round each time in another order
+        broadcast: dict[str, Tensor] = trainer.strategy.broadcast(weights)
+        return broadcast
+
+
+def _check_files(checkpoints: Sequence[str]) -> None:
+    name = f"`QueryByCommitteeAcquisition(checkpoints={checkpoints!r})`"
+    if isinstance(checkpoints, str) or not checkpoints:
+        raise ValueError(f"{name}: expected a list of at least one file; None trains the members.")
+    for path in checkpoints:
+        if not Path(path).is_file():
+            raise ValueError(f"{name}: there is no file {str(path)!r}.")

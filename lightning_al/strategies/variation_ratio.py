@@ -1,0 +1,71 @@
+"""Variation ratio: label samples on whose class few draws of dropout agree.
+
+Passes per sample: K. Suits classification and dense classification (mean over the positions) with dropout modules.
+Memory: two numbers per sample.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al import functional
+from lightning_al.acquisition import Acquisition
+from lightning_al.adapters import Predictor
+from lightning_al.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.query import Context, Query
+from lightning_al.seeding import Stream
+
+
+class VariationRatioAcquisition(Acquisition):
+    r"""Label the samples with the largest share of draws that do not predict their most frequent class.
+
+    $1 - \max_c \tfrac{1}{K} \sum_k [\hat y_k = c]$, ties decided by the entropy of the mean prediction.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        passes: K draws of dropout, at least 2; the score takes no more than K values.
+        seed: Seed of the draws; None takes the datamodule's.
+
+    Raises:
+        ValueError: If `passes` is out of range, or dropout changes no prediction.
+
+    Cost: K forward passes per candidate, one read of the data; K predictions of a batch are held at once.
+
+    Example:
+        >>> VariationRatioAcquisition(query_size=100, passes=20).passes
+        20
+
+    References:
+        Freeman, Elementary Applied Statistics (1965); Gal, Islam and Ghahramani, Deep Bayesian Active Learning with
+        Image Data (2017).
+
+    """
+
+    def __init__(self, query_size: int | float, passes: int = 50, seed: int | None = None) -> None:
+        super().__init__(query_size)
+        check_passes("VariationRatioAcquisition", passes)
+        self.passes = passes
+        self.seed = seed
+
+    def prepare(self, context: Context) -> None:
+        """Fix the draws."""
+        check_dropout("VariationRatioAcquisition", context.predictor, context.batch)
+        self._draws = [(Stream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
+
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch: the share of dissenting votes, and what decides a tie."""
+        passes = list(dropout_passes(predictor, batch, self._draws))
+        return torch.stack([functional.variation_ratio(passes), functional.predictive_entropy(passes)], dim=1)
+
+    def shortlist(self, rows: Tensor, budget: int) -> Tensor:
+        """Keep the best of each process."""
+        return functional.top_k(rows[:, 0], budget, ties=rows[:, 1])
+
+    def select(self, query: Query) -> list[int]:
+        """Choose by votes first."""
+        return query.pick(functional.top_k(query.pool[:, 0], query.budget, ties=query.pool[:, 1]))
+
+    def score(self, rows: Tensor) -> Tensor:
+        """Return the share of dissenting votes."""
+        return rows[:, 0]

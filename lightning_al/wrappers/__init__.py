@@ -1,0 +1,8 @@
+"""One file per wrapper: an acquisition that changes what another one does, whichever that is."""
+
+from lightning_al.wrappers.mixture import Mixture
+from lightning_al.wrappers.once_per_group import OncePerGroup
+from lightning_al.wrappers.random_subset import RandomSubset
+from lightning_al.wrappers.stochastic_batch import StochasticBatch
+
+__all__ = ["Mixture", "OncePerGroup", "RandomSubset", "StochasticBatch"]

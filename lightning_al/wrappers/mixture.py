@@ -1,0 +1,153 @@
+"""Several acquisitions that share a query."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import Self
+
+from lightning_al.acquisition import Acquisition
+from lightning_al.adapters import Predictor
+from lightning_al.query import Context, Query
+from lightning_al.seeding import make_generator
+from lightning_al.wrappers.wrapper import AcquisitionFactory, check_finished, make_acquisition, with_own_seed
+
+
+class Mixture(Acquisition):
+    """Let several acquisitions pick one after another, each its share of the query.
+
+    Exploration next to exploitation: some samples that are uncertain, some that are typical or random. All measure in
+    the same pass over the data; each picks from what those before it left.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        acquisitions: The classes of at least two acquisitions, or `functools.partial`s of them; the first picks first.
+        shares: What part of the query each of them picks, positive; they are scaled to a sum of 1. None: equal parts.
+
+    Raises:
+        ValueError: If an argument is out of range, or one of the acquisitions would leave scores unfinished.
+
+    Cost: the sum of their costs, with one read of the data.
+
+    Example:
+        >>> from lightning_al import MarginAcquisition, RandomAcquisition
+        >>> Mixture(10, [MarginAcquisition, RandomAcquisition], shares=[0.7, 0.3]).budgets(10)
+        [7, 3]
+
+    """
+
+    def __init__(
+        self,
+        query_size: int | float,
+        acquisitions: Sequence[Callable[[int | float], Acquisition]],
+        shares: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(query_size)
+        parts: Sequence[AcquisitionFactory] = acquisitions
+        fits = shares is None or (len(shares) == len(parts) and all(0 < share < math.inf for share in shares))
+        if len(parts) < 2 or not fits:
+            raise ValueError(
+                f"`Mixture(acquisitions={acquisitions}, shares={shares})`: expected at least two acquisitions and, "
+                "unless None, a positive share for each."
+            )
+        self.acquisitions = acquisitions
+        self.shares = shares
+        self.parts = [make_acquisition("Mixture", query_size, part) for part in parts]
+        nothing: Sequence[int] = ()
+        narrowing = [part for part in self.parts if part.narrow(nothing, 0, make_generator(0)) is not nothing]
+        if narrowing:
+            name = type(narrowing[0]).__name__
+            raise ValueError(
+                f"`Mixture(acquisitions=...)`: {name} would choose from all candidates, since all parts share one read "
+                f"of the data. Wrap the mixture instead: {name}(..., partial(Mixture, acquisitions=[...]))."
+            )
+        self.needs_forward = any(part.needs_forward for part in self.parts)
+        self.needs_labeled = any(part.needs_labeled for part in self.parts)
+
+    def budgets(self, budget: int) -> list[int]:
+        """Split a query: whole numbers, the largest fractions rounded up, the earlier one at a tie."""
+        shares = [1.0] * len(self.parts) if self.shares is None else self.shares
+        exact = [budget * share / math.fsum(shares) for share in shares]
+        whole = [math.floor(part + 1e-9) for part in exact]
+        order = sorted(range(len(exact)), key=lambda position: round(whole[position] - exact[position], 9))
+        for position in order[: budget - sum(whole)]:
+            whole[position] += 1
+        return whole
+
+    def for_one_cycle(self) -> Self:
+        """Copy the parts, too."""
+        one = copy.copy(self)
+        one.parts = [part.for_one_cycle() for part in self.parts]
+        return one
+
+    def prepare(self, context: Context) -> None:
+        """Let each get ready, and note the shape of its measurements."""
+        self._shapes: list[tuple[int, ...]] = []
+        for part in self.parts:
+            if not part.needs_forward:
+                self._shapes.append((0,))
+                continue
+            part.prepare(with_own_seed(part, context))
+            check_finished("Mixture", part, context)
+            self._shapes.append(tuple(part.measure_chunk(context.predictor, [context.batch]).shape[1:]))
+
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch by all."""
+        return self.measure_chunk(predictor, [batch])
+
+    def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
+        """Measure a few batches by all, side by side."""
+        rows = [part.measure_chunk(predictor, chunk) for part in self.parts if part.needs_forward]
+        return torch.cat([part.reshape(len(part), -1) for part in rows], dim=1)
+
+    def select(self, query: Query) -> list[int]:
+        """Let each pick from what those before it left."""
+        picks: list[int] = []
+        shapes = self._shapes if self.needs_forward else [(0,)] * len(self.parts)
+        ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
+        for part, budget, shape, end in zip(self.parts, self.budgets(query.budget), shapes, ends, strict=True):
+            if budget:
+                left = query.without(picks, budget)
+                columns = slice(end - math.prod(shape), end)
+                # a seed of the part's own stands beside that of the query, which knows the cycle
+                seeds = () if part.seed is None else (part.seed, query.generator.initial_seed())
+                generator = make_generator(*seeds) if seeds else query.generator
+                picks += part.select(replace(_columns(left, columns, shape), generator=generator))
+        return picks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check all."""
+        super().setup(trainer, pl_module, stage)
+        for part in self.parts:
+            part.setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on."""
+        for part in self.parts:
+            part.on_fit_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on."""
+        for part in self.parts:
+            part.on_train_epoch_end(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Pass on."""
+        for part in self.parts:
+            part.teardown(trainer, pl_module, stage)
+
+
+def _columns(query: Query, columns: slice, shape: tuple[int, ...]) -> Query:
+    """Return a query with the measurements of one part."""
+
+    def cut(rows: Tensor | None) -> Tensor | None:
+        return None if rows is None or not rows.ndim else rows[..., columns].reshape((*rows.shape[:-1], *shape))
+
+    pool = cut(query.pool)
+    assert pool is not None
+    return replace(query, pool=pool, labeled=cut(query.labeled), mean=cut(query.mean))

@@ -1,0 +1,54 @@
+"""A random part of the candidates, from which another acquisition picks."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
+
+
+class RandomSubset(Wrapper):
+    """Show another acquisition a random part of the candidates, drawn anew each cycle.
+
+    Scoring costs less, and near-duplicates meet less often, so that a batch of top scores repeats itself less.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        acquisition: The class of the other acquisition, or a `functools.partial` of it.
+        candidates: How many to show: a number, or a share of the candidates in (0, 1]; never fewer than are labeled.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Cost: that of the other acquisition, for so many candidates.
+
+    Example:
+        >>> from lightning_al import MarginAcquisition
+        >>> RandomSubset(100, MarginAcquisition, candidates=0.1).inner.query_size
+        100
+
+    References:
+        Beluch et al., The Power of Ensembles for Active Learning in Image Classification (2018), which scores a random
+        part of the pool.
+
+    """
+
+    every_score_counts = False
+
+    def __init__(
+        self, query_size: int | float, acquisition: AcquisitionFactory, candidates: int | float = 10_000
+    ) -> None:
+        super().__init__(query_size, acquisition)
+        fits = 0 < candidates <= 1 if isinstance(candidates, float) else candidates >= 1
+        if isinstance(candidates, bool) or not fits:
+            raise ValueError(
+                f"`RandomSubset(candidates={candidates!r})`: expected a number of samples (int, at least 1) or a share "
+                "of the candidates (float in (0, 1])."
+            )
+        self.candidates = candidates
+
+    def narrow(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
+        """Draw the part."""
+        wanted = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
+        rows = torch.randperm(len(indices), generator=generator)[: max(wanted, budget)].sort().values
+        return self.inner.narrow([indices[row] for row in rows.tolist()], budget, generator)

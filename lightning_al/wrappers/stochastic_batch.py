@@ -1,0 +1,67 @@
+"""Noise on the scores of another acquisition, so that a batch repeats itself less."""
+
+import math
+from typing import Literal, get_args
+
+from lightning_al import functional
+from lightning_al.query import Query
+from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
+
+Noise = Literal["power", "boltzmann", "soft_rank"]
+
+
+class StochasticBatch(Wrapper):
+    """Sample a batch by the scores of another acquisition instead of taking the largest ones.
+
+    The scores change with every label, so their exact order is not to be trusted; the noise stands for what a batch
+    cannot know, and breaks up near-duplicates. On BALD with `"power"` this is PowerBALD.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        acquisition: The class of an acquisition with one score per sample, or a `functools.partial` of it.
+        noise: `"power"`, on the logarithms of non-negative scores; `"boltzmann"`, on the scores; `"soft_rank"`, on the
+            logarithms of their ranks, which suits every score.
+        temperature: Scale of the noise, positive; near 0 the largest scores are taken, far above 1 any.
+
+    Raises:
+        ValueError: If an argument is out of range, or the other acquisition has no score per sample.
+
+    Cost: that of the other acquisition, and a sort.
+
+    Example:
+        >>> from lightning_al import MarginAcquisition
+        >>> StochasticBatch(100, MarginAcquisition, noise="soft_rank").temperature
+        1.0
+
+    References:
+        Kirsch et al., Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning (2023).
+
+    """
+
+    def __init__(
+        self,
+        query_size: int | float,
+        acquisition: AcquisitionFactory,
+        noise: Noise = "power",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(query_size, acquisition)
+        if noise not in get_args(Noise) or not 0 < temperature < math.inf:
+            raise ValueError(
+                f"`StochasticBatch(noise={noise!r}, temperature={temperature!r})`: expected one of {get_args(Noise)} "
+                "and a positive number."
+            )
+        self.noise = noise
+        self.temperature = temperature
+
+    def select(self, query: Query) -> list[int]:
+        """Sample without replacement."""
+        scores = self.inner.score(query.pool)
+        if scores is None or not query.pool.numel():
+            raise ValueError(
+                f"`StochasticBatch(acquisition={type(self.inner).__name__})`: it has no score per sample. Use it as it "
+                "is; or wrap one that ranks samples, such as MarginAcquisition."
+            )
+        pick = {"power": functional.power, "boltzmann": functional.boltzmann, "soft_rank": functional.soft_rank}
+        rows = pick[self.noise](scores, query.budget, generator=query.generator, temperature=self.temperature)
+        return query.pick(rows)

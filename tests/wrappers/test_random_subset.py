@@ -1,0 +1,143 @@
+import logging
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_al import (
+    ActiveLearningDataModule,
+    BADGEAcquisition,
+    CoreSetAcquisition,
+    MarginAcquisition,
+    NoiseStabilityAcquisition,
+    RandomSubset,
+    StochasticBatch,
+)
+from lightning_al.seeding import Stream, make_generator
+from lightning_al.testing import ToyClassifier, ToyDataset
+from tests.functional.draws import assert_frequencies
+from tests.wrappers.fits import alone, fit, picks_of
+
+
+class Counting(ToyClassifier):
+    """Notes which samples are scored, by their first coordinate."""
+
+    def __init__(self):
+        super().__init__()
+        type(self).scored = []
+
+    def acquisition_step(self, batch):
+        self.scored.extend(batch[0][:, 0].tolist())
+        return self(batch[0])
+
+
+def scored_by(acquisition, **options):
+    """Return how often each sample was scored: the dataset indices, once per forward pass."""
+    sample_of = {float(point[0]): index for index, point in enumerate(ToyDataset().points)}
+    fit(acquisition, model=Counting(), **options)
+    return [sample_of[value] for value in Counting.scored]
+
+
+def subset_of(indices, count, seed=0, cycle=0):
+    rows = torch.randperm(len(indices), generator=make_generator(Stream.NARROWING, seed, cycle))[:count]
+    return sorted(indices[row] for row in rows.tolist())
+
+
+@pytest.mark.parametrize(("candidates", "count"), [(30, 30), (0.3, 30), (0.125, 12), (1.0, 100), (10_000, 100), (8, 8)])
+def test_scores_only_so_many_samples_and_each_once(candidates, count):
+    scored = scored_by(RandomSubset(7, MarginAcquisition, candidates=candidates))
+    assert len(scored) == len(set(scored)) == count
+
+
+def test_picks_the_best_of_the_part():
+    _, query = alone(MarginAcquisition(7))
+    shown = subset_of(query.indices, 30)
+    assert scored_by(RandomSubset(7, MarginAcquisition, candidates=30)) == shown
+    score = dict(zip(query.indices, query.pool.tolist(), strict=True))
+    labeling = fit(RandomSubset(7, MarginAcquisition, candidates=30)).pool.history[1]
+    assert labeling.indices == sorted(shown, key=lambda index: -score[index])[:7] != query.pick(query.pool.topk(7)[1])
+    # other batches may round otherwise
+    np.testing.assert_allclose(labeling.scores, [score[index] for index in labeling.indices], rtol=1e-5)
+
+
+@pytest.mark.parametrize("candidates", [3, 7, 0.01])
+def test_never_shows_fewer_than_are_labeled(candidates):
+    _, query = alone(MarginAcquisition(7))
+    assert picks_of(RandomSubset(7, MarginAcquisition, candidates=candidates)) == subset_of(query.indices, 7)
+    assert scored_by(RandomSubset(7, MarginAcquisition, candidates=candidates)) == [], "there is nothing to choose"
+
+
+def test_draws_anew_each_cycle_and_for_each_seed():
+    def shown(seed=None, data_seed=0, cycles=1):
+        data = ActiveLearningDataModule(ToyDataset(), initial_size=list(range(20)), batch_size=32, seed=data_seed)
+        factory = partial(BADGEAcquisition, seed=seed)
+        return [set(scored_by(RandomSubset(2, factory, candidates=30), data=data)) for _ in range(cycles)][-1]
+
+    assert shown() == shown() == set(subset_of(range(20, 120), 30))
+    assert len(shown() & shown(cycles=2)) < 25
+    assert shown(seed=5) == shown(seed=5, data_seed=1) == set(subset_of(range(20, 120), 30, seed=5))
+    assert shown(data_seed=1) == set(subset_of(range(20, 120), 30, seed=1)) != shown()
+
+
+def test_draws_from_what_the_datamodule_drew_and_not_alike():
+    def data(candidates):
+        return ActiveLearningDataModule(ToyDataset(), initial_size=20, batch_size=32, candidates=candidates)
+
+    scored = scored_by(RandomSubset(2, MarginAcquisition, candidates=20), data=data(40))
+    drawn = {count: set(scored_by(MarginAcquisition(2), data=data(count))) for count in (20, 40)}
+    assert set(scored) < drawn[40]
+    assert len(scored) == 20
+    assert set(scored_by(RandomSubset(2, MarginAcquisition, candidates=20))) != drawn[20]
+
+
+def test_every_candidate_is_as_likely_as_the_others():
+    wrapper, indices = RandomSubset(1, MarginAcquisition, candidates=3), list(range(10, 20))
+    counts = np.zeros(10)
+    for cycle in range(1000):
+        part = wrapper.narrow(indices, 1, make_generator(Stream.NARROWING, 0, cycle))
+        assert list(part) == sorted(set(part))
+        counts[np.array(part) - 10] += 1
+    assert_frequencies(counts, np.full(10, 0.1))
+
+
+def test_parts_of_parts():
+    wrapper = RandomSubset(2, partial(RandomSubset, acquisition=MarginAcquisition, candidates=0.5), candidates=0.4)
+    scored = scored_by(wrapper)
+    assert len(scored) == 20
+    assert set(scored) < set(subset_of(alone(MarginAcquisition(2))[1].indices, 40))
+
+
+def test_the_order_of_a_part_and_of_noise_does_not_matter():
+    part_of_noise = RandomSubset(7, partial(StochasticBatch, acquisition=MarginAcquisition, noise="soft_rank"), 30)
+    noise_on_part = StochasticBatch(7, partial(RandomSubset, acquisition=MarginAcquisition, candidates=30), "soft_rank")
+    assert picks_of(part_of_noise) == picks_of(noise_on_part) != picks_of(RandomSubset(7, MarginAcquisition, 30))
+
+
+def test_the_labeled_part_is_looked_at_whole():
+    scored = scored_by(RandomSubset(7, CoreSetAcquisition, candidates=30))
+    data = ActiveLearningDataModule(ToyDataset(), initial_size=20)
+    data.setup("fit")
+    assert set(data.pool.labeled) < set(scored)
+    assert len(set(scored)) == 50
+
+
+def test_racing_goes_on_inside(caplog):
+    racing, said = partial(NoiseStabilityAcquisition, passes=10, magnitude=0.1, racing=True), []
+    for acquisition in (racing(7), RandomSubset(7, racing, candidates=1.0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+            labeling = fit(acquisition).pool.history[1]
+        (figures,) = re.findall(r"labeled 7 .* s, (passes .*); Pool", caplog.text)
+        said.append((labeling.indices, labeling.scores, figures))
+    assert said[0] == said[1]
+    assert "racing 0." in said[1][2], "some samples dropped out"
+    assert RandomSubset(7, racing).shortlist(torch.rand(50, 5), 7) is not None, "only what may be picked travels"
+
+
+@pytest.mark.parametrize("candidates", [0, -1, 0.0, 1.5, True, float("nan")])
+def test_other_numbers_of_candidates_are_refused(candidates):
+    message = rf"^`RandomSubset\(candidates={re.escape(repr(candidates))}\)`: expected a number of samples"
+    with pytest.raises(ValueError, match=message):
+        RandomSubset(7, MarginAcquisition, candidates=candidates)
