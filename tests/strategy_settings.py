@@ -11,6 +11,7 @@ from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, Stochasti
 SETTINGS: dict[type, list[dict[str, Any]]] = {
     strategies.BADGEAcquisition: [{}, {"features": "net.1"}],
     strategies.BALDAcquisition: [{"passes": 4}],
+    strategies.BatchBALDAcquisition: [{"passes": 4, "configurations": 50}],
     strategies.CheckpointEnsembleAcquisition: [{}],
     strategies.CoreSetAcquisition: [{}],
     strategies.EntropyAcquisition: [{}],
@@ -30,14 +31,17 @@ SETTINGS: dict[type, list[dict[str, Any]]] = {
         {"passes": 3, "modules": ["net.4"]},
         {"passes": 3, "selection": "k-center"},
         {"passes": 3, "selection": "kmeans++"},
+        {"passes": 3, "selection": "lcmd"},
         {"passes": 3, "selection": "power"},
     ],
+    strategies.ProbCoverAcquisition: [{}, {"radius": 0.3}],
     strategies.QueryByCommitteeAcquisition: [
         {"members": 2},
         {"members": 2, "disagreement": "consensus_entropy"},
         {"members": 2, "disagreement": "kl_divergence", "bootstrap": True},
     ],
     strategies.RandomAcquisition: [{}],
+    strategies.TypiClustAcquisition: [{}],
     strategies.VariationRatioAcquisition: [{"passes": 4}],
 }
 

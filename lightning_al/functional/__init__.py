@@ -1,6 +1,7 @@
 """Every formula of the package as a pure tensor function; a larger score always means 'label first'."""
 
 from lightning_al.functional.badge import badge
+from lightning_al.functional.batch_bald import batch_bald, joint_entropy
 from lightning_al.functional.coverage import k_center, kmeans_plus_plus
 from lightning_al.functional.disagreement import (
     bald,
@@ -10,26 +11,35 @@ from lightning_al.functional.disagreement import (
     variation_ratio,
     vote_entropy,
 )
+from lightning_al.functional.lcmd import lcmd
 from lightning_al.functional.noise_stability import noise_stability
+from lightning_al.functional.prob_cover import prob_cover, purity_radius
 from lightning_al.functional.ranking import boltzmann, power, soft_rank, top_k
+from lightning_al.functional.typiclust import typiclust
 from lightning_al.functional.uncertainty import entropy, least_confidence, margin
 
 __all__ = [
     "badge",
     "bald",
+    "batch_bald",
     "boltzmann",
     "entropy",
     "expected_entropy",
+    "joint_entropy",
     "k_center",
     "kmeans_plus_plus",
+    "lcmd",
     "least_confidence",
     "margin",
     "noise_stability",
     "power",
     "predictive_entropy",
     "predictive_variance",
+    "prob_cover",
+    "purity_radius",
     "soft_rank",
     "top_k",
+    "typiclust",
     "variation_ratio",
     "vote_entropy",
 ]

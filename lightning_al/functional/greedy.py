@@ -188,15 +188,31 @@ def _lower(nearest: Tensor, points: Points, centers: Points) -> None:
     for block in centers.tiles(_CANDIDATES):
         size = max(1, _BLOCK_ELEMENTS // len(block.lengths))
         for tile, out in zip(points.tiles(size), nearest.split(size), strict=True):
-            torch.minimum(out, _squared_distances(tile, block).amin(dim=1), out=out)
+            torch.minimum(out, squared_distances(tile, block).amin(dim=1), out=out)
+
+
+def nearest_centers(points: Points, centers: Points) -> tuple[Tensor, Tensor]:
+    """Return the squared distance (N,) of each point to its nearest center, and the row (N,) of that center."""
+    distances = torch.full_like(points.lengths, math.inf)
+    owners = torch.zeros(len(distances), dtype=torch.long, device=distances.device)
+    begin = 0
+    for block in centers.tiles(_CANDIDATES):
+        size = max(1, _BLOCK_ELEMENTS // len(block.lengths))
+        tiles = zip(points.tiles(size), distances.split(size), owners.split(size), strict=True)
+        for tile, distance, owner in tiles:
+            found, row = squared_distances(tile, block).min(dim=1)
+            owner[found < distance] = row[found < distance] + begin
+            torch.minimum(distance, found, out=distance)
+        begin += len(block.lengths)
+    return distances, owners
 
 
 def _pairwise(points: Points) -> Tensor:
     """Return the squared distances (B, B) between the candidates of a block, on the CPU."""
-    return _squared_distances(points, points).cpu()
+    return squared_distances(points, points).cpu()
 
 
-def _squared_distances(points: Points, centers: Points) -> Tensor:
+def squared_distances(points: Points, centers: Points) -> Tensor:
     """Expand ``|x - c|^2``; what cannot be told from rounding is 0, so that duplicates are exact duplicates."""
     # Autocast and TF32 would rank rounding errors.
     with true_float32(points.lengths.device):

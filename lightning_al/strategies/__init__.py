@@ -2,6 +2,7 @@
 
 from lightning_al.strategies.badge import BADGEAcquisition
 from lightning_al.strategies.bald import BALDAcquisition
+from lightning_al.strategies.batch_bald import BatchBALDAcquisition
 from lightning_al.strategies.checkpoint_ensemble import CheckpointEnsembleAcquisition
 from lightning_al.strategies.core_set import CoreSetAcquisition
 from lightning_al.strategies.entropy import EntropyAcquisition
@@ -9,13 +10,16 @@ from lightning_al.strategies.least_confidence import LeastConfidenceAcquisition
 from lightning_al.strategies.margin import MarginAcquisition
 from lightning_al.strategies.mc_dropout import MCDropoutAcquisition
 from lightning_al.strategies.noise_stability import NoiseStabilityAcquisition
+from lightning_al.strategies.prob_cover import ProbCoverAcquisition
 from lightning_al.strategies.query_by_committee import QueryByCommitteeAcquisition
 from lightning_al.strategies.random import RandomAcquisition
+from lightning_al.strategies.typi_clust import TypiClustAcquisition
 from lightning_al.strategies.variation_ratio import VariationRatioAcquisition
 
 __all__ = [
     "BADGEAcquisition",
     "BALDAcquisition",
+    "BatchBALDAcquisition",
     "CheckpointEnsembleAcquisition",
     "CoreSetAcquisition",
     "EntropyAcquisition",
@@ -23,7 +27,9 @@ __all__ = [
     "MCDropoutAcquisition",
     "MarginAcquisition",
     "NoiseStabilityAcquisition",
+    "ProbCoverAcquisition",
     "QueryByCommitteeAcquisition",
     "RandomAcquisition",
+    "TypiClustAcquisition",
     "VariationRatioAcquisition",
 ]

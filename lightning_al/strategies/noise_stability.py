@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_al.acquisition import Acquisition
 from lightning_al.adapters import Output, Predictor
 from lightning_al.backends import Method, make_backend
-from lightning_al.functional import k_center, kmeans_plus_plus, power, top_k
+from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
 from lightning_al.functional.noise_stability import Norm, check_options, deviation_vectors
 from lightning_al.noise import Distribution, Noise, Scope
 from lightning_al.pilot import FEWEST_PASSES, draw_up, overlap, pilot_rows, pilot_size
@@ -21,7 +21,7 @@ from lightning_al.query import Context, Query
 from lightning_al.racing import EVEN, FINISHED, ODD, SCORE, Plan, check_race, race
 from lightning_al.seeding import Stream
 
-Selection = Literal["topk", "k-center", "kmeans++", "power"]
+Selection = Literal["topk", "k-center", "kmeans++", "lcmd", "power"]
 
 RANKING = ("topk", "power")  # selections by one score per sample
 
@@ -44,8 +44,9 @@ class NoiseStabilityAcquisition(Acquisition):
             `"identity"` for regression.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
         selection: `"topk"` (the paper); `"k-center"` over the normalized deviations of all passes (its successor);
-            `"kmeans++"` over the deviations; `"power"`, top-k of log R + Gumbel noise. The last three repeat
-            themselves less within a query.
+            `"kmeans++"` over the deviations; `"lcmd"`, the farthest deviation in the largest cluster around those of
+            the labeled part and the picks; `"power"`, top-k of log R + Gumbel noise. The last four repeat themselves
+            less within a query.
         method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
             differentiation in single precision or bfloat16; `"auto"` takes `"jvp_bf16"` on a GPU with bfloat16 if it
             ranks a batch as finite differences do, and else these.
@@ -119,6 +120,7 @@ class NoiseStabilityAcquisition(Acquisition):
         self.output = output
         self.norm = norm
         self.selection = selection
+        self.needs_labeled = selection == "lcmd"
         self.method = method
         self.seed = seed
         self.racing = racing
@@ -184,6 +186,9 @@ class NoiseStabilityAcquisition(Acquisition):
             return query.pick(power(query.pool[:, SCORE], query.budget, generator=query.generator))
         if self.selection == "kmeans++":
             return query.pick(kmeans_plus_plus(query.pool, query.budget, generator=query.generator))
+        if self.selection == "lcmd":
+            assert query.labeled is not None
+            return query.pick(lcmd(query.pool, query.budget, centers=query.labeled))
         origin = torch.zeros(1, query.pool.shape[1])
         return query.pick(k_center(query.pool, query.budget, centers=origin))
 

@@ -1,0 +1,77 @@
+"""BatchBALD: label the batch of samples on whose classes, taken together, draws of dropout disagree most.
+
+Passes per sample: K. Suits classification with dropout modules. Memory: K * C numbers per sample.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al import functional
+from lightning_al.acquisition import Acquisition
+from lightning_al.adapters import Predictor
+from lightning_al.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.query import Context, Query
+from lightning_al.seeding import Stream
+
+
+class BatchBALDAcquisition(Acquisition):
+    r"""Label the batch with the largest mutual information between all its classes and the network's weights.
+
+    $I(y_1, \dots, y_b; \theta)$, greedily; unlike BALD it counts once what two samples would tell alike.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        passes: K draws of dropout, at least 2. A batch informs by at most log K, so a large one needs many.
+        configurations: How many combinations of classes estimate a joint entropy; exact while there are no more.
+        seed: Seed of the draws; None takes the datamodule's.
+
+    Raises:
+        ValueError: If an argument is out of range, dropout changes no prediction, dropout outside of dropout modules
+            draws other masks for other samples, or outputs have several positions, whose joint entropy has C^positions
+            terms.
+
+    Cost: K forward passes per candidate; then up to N * K * C * `configurations` multiplications per pick: score a
+        random part of a large pool (`ActiveLearningDataModule(candidates=...)`).
+
+    Example:
+        >>> BatchBALDAcquisition(query_size=10, passes=100).configurations
+        1000
+
+    References:
+        Kirsch, van Amersfoort and Gal, BatchBALD (2019).
+
+    """
+
+    def __init__(
+        self, query_size: int | float, passes: int = 50, configurations: int = 1000, seed: int | None = None
+    ) -> None:
+        super().__init__(query_size)
+        check_passes("BatchBALDAcquisition", passes)
+        if configurations < 1:
+            raise ValueError(f"`BatchBALDAcquisition(configurations={configurations})`: expected at least 1.")
+        self.passes = passes
+        self.configurations = configurations
+        self.seed = seed
+
+    def prepare(self, context: Context) -> None:
+        """Fix the draws, and check that a draw is the same network for all samples."""
+        check_dropout("BatchBALDAcquisition", context.predictor, context.batch, consistent=True)
+        self._draws = [(Stream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
+
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch: log-probabilities (B, K, C)."""
+        probs_bkc = torch.stack(list(dropout_passes(predictor, batch, self._draws)), dim=1)
+        if probs_bkc.ndim > 3:
+            raise ValueError(
+                f"`BatchBALDAcquisition` needs one output per class, got {tuple(probs_bkc[:, 0].shape)}: the joint "
+                "entropy of all positions has too many terms. For dense outputs use `BALDAcquisition`."
+            )
+        # -inf would be refused as broken
+        return probs_bkc.clamp_min(torch.finfo(probs_bkc.dtype).tiny).log()
+
+    def select(self, query: Query) -> list[int]:
+        """Choose one after another, each for what it adds to those before."""
+        rows = functional.batch_bald(query.pool, query.budget, generator=query.generator, samples=self.configurations)
+        return query.pick(rows)

@@ -1,0 +1,94 @@
+"""ProbCover: label samples whose neighborhoods cover the most of what is not covered yet; for the first few labels.
+
+Passes per sample: 1, for the labeled part too. Suits any task with clusters in feature space. Memory: D numbers per
+sample.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_al import functional
+from lightning_al.acquisition import Acquisition
+from lightning_al.adapters import Predictor
+from lightning_al.features import Features
+from lightning_al.query import Context, Query
+from lightning_al.seeding import Stream, derive_seed
+
+
+class ProbCoverAcquisition(Acquisition):
+    r"""Label, one after another, the sample with the most uncovered samples within a radius.
+
+    $i_t = \arg\max_i |\{ j : \| h(x_i) - h(x_j) \| \le \delta \} \setminus \text{covered}|$
+
+    Features of a network trained without labels serve best: pass `features=` of such a backbone.
+
+    Args:
+        query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
+        radius: The radius, in (0, 2] since features are scaled to length 1; None takes the largest one at which a share
+            of `purity` of the neighborhoods lies within one of as many clusters as there are classes.
+        features: Name of the module whose output is h; None takes the input of the last linear layer.
+        purity: In (0, 1]; the authors use 0.95.
+        seed: Seed of the clustering, and of the draw once everything is covered; None takes the datamodule's.
+
+    Raises:
+        ValueError: If an argument is out of range, no features are found, or there are no classes to cluster by.
+        ModuleNotFoundError: Without scikit-learn and without a radius.
+
+    Cost: one forward pass per candidate and per labeled sample; then about 2 N^2 D multiplications.
+
+    Example:
+        >>> ProbCoverAcquisition(query_size=10, radius=0.3).radius
+        0.3
+
+    References:
+        Yehuda, Dekel, Hacohen and Weinshall, Active Learning Through a Covering Lens (2022).
+
+    """
+
+    needs_labeled = True
+
+    def __init__(
+        self,
+        query_size: int | float,
+        radius: float | None = None,
+        features: str | None = None,
+        purity: float = 0.95,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(query_size)
+        if (radius is not None and not 0 < radius <= 2) or not 0 < purity <= 1:
+            raise ValueError(
+                f"`ProbCoverAcquisition(radius={radius}, purity={purity})`: expected a radius in (0, 2] or None, and a "
+                "share in (0, 1]."
+            )
+        self.radius = radius
+        self.features = features
+        self.purity = purity
+        self.seed = seed
+
+    def prepare(self, context: Context) -> None:
+        """Find the features, and the number of classes."""
+        self._read = Features(context.predictor, context.batch, self.features)
+        self._classes = self._read(context.batch)[0].shape[1]
+        self._seed = derive_seed(Stream.CLUSTERS, context.seed, context.cycle) % 2**32  # scikit-learn takes no more
+        if self.radius is None and self._classes < 2:
+            raise ValueError(
+                "`ProbCoverAcquisition(radius=None)` finds the radius from as many clusters as there are classes, but "
+                f"{type(context.predictor.module).__name__} has one output. Pass a radius."
+            )
+
+    def measure(self, predictor: Predictor, batch: Any) -> Tensor:
+        """Measure one batch: the directions of its features."""
+        return self._read.directions(batch)
+
+    def select(self, query: Query) -> list[int]:
+        """Cover as much as possible with each pick."""
+        assert query.labeled is not None
+        radius = self.radius
+        if radius is None:
+            radius = functional.purity_radius(query.pool, clusters=self._classes, seed=self._seed, purity=self.purity)
+        rows = functional.prob_cover(
+            query.pool, query.budget, labeled=query.labeled, radius=radius, generator=query.generator
+        )
+        return query.pick(rows)
