@@ -44,6 +44,8 @@ FREE_SETTINGS = (
     "trainer.strategy",
 )
 
+EPILOG = "And `lightning-al compare`: strategies times seeds over one configuration; see `lightning-al compare --help`."
+
 
 class ActiveLearningCLI(LightningCLI):
     """A `LightningCLI` whose `fit` runs cycles of training, querying and testing.
@@ -184,12 +186,16 @@ class _Once(logging.Filter):
 
 def main(args: ArgsType = None) -> None:
     """Run the command line; the working directory comes first on the import path, for the user's own classes."""
+    if args is None and sys.argv[1:2] == ["compare"]:  # it only starts `fit`s, so LightningCLI has no say in it
+        from lightning_al.compare import main as compare
+
+        sys.exit(compare(sys.argv[2:]))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
     # Lightning's own use of torch, on which a user of this command has no influence
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     try:
-        ActiveLearningCLI(args=args)
+        ActiveLearningCLI(args=args, parser_kwargs={"epilog": EPILOG})
     except RunRefusedError as refusal:  # a sentence for a person; a traceback would bury it
         sys.exit(f"lightning-al: {refusal}")

@@ -29,7 +29,6 @@ class ProbCoverAcquisition(Acquisition):
             of `purity` of the neighborhoods lies within one of as many clusters as there are classes.
         features: Name of the module whose output is h; None takes the input of the last linear layer.
         purity: In (0, 1]; the authors use 0.95.
-        seed: Seed of the clustering, and of the draw once everything is covered; None takes the datamodule's.
 
     Raises:
         ValueError: If an argument is out of range, no features are found, or there are no classes to cluster by.
@@ -54,7 +53,6 @@ class ProbCoverAcquisition(Acquisition):
         radius: float | None = None,
         features: str | None = None,
         purity: float = 0.95,
-        seed: int | None = None,
     ) -> None:
         super().__init__(query_size)
         if (radius is not None and not 0 < radius <= 2) or not 0 < purity <= 1:
@@ -65,7 +63,6 @@ class ProbCoverAcquisition(Acquisition):
         self.radius = radius
         self.features = features
         self.purity = purity
-        self.seed = seed
 
     def prepare(self, context: Context) -> None:
         """Find the features, and the number of classes."""
