@@ -72,9 +72,24 @@ def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[Lightn
     clone = clone_module(module, trainer.strategy.root_device)
     assert isinstance(clone, LightningModule)
     clone.trainer = trainer
+    _share_buffers(trainer, clone)
     stage = trainer.state.stage
     trainer.predicting = True
     try:
         yield clone
     finally:
         trainer.state.stage = stage
+
+
+def _share_buffers(trainer: Trainer, clone: LightningModule) -> None:
+    """Give every process the buffers of the first one.
+
+    DDP shares them before each forward, so that after the last one running statistics differ between processes, and a
+    score would depend on which of them measured it.
+    """
+    if trainer.world_size == 1:
+        return
+    own = dict(clone.named_buffers())
+    shared = trainer.strategy.broadcast({name: buffer.cpu() for name, buffer in own.items()})
+    for name, buffer in own.items():
+        buffer.data.copy_(shared[name])

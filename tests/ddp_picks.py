@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_al import strategies
+from lightning_al import Acquisition, strategies
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.seeding import make_generator, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
@@ -26,14 +26,18 @@ def main(processes: int, path: Path) -> None:
     picks |= {name: picks_of(make(15), processes) for name, make in WRAPPERS}
     # of 20 candidates in batches of 32, the second of two processes has none
     picks["one batch"] = picks_of(strategies.EntropyAcquisition(5), processes, initial_size=100, batch_size=32)
+    probe = StatisticsProbe()
+    picks_of(probe, processes, model=ToyClassifier)
+    picks["networks that score"] = probe.seen
     path.write_text(json.dumps(picks))  # every process writes the same
     if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def picks_of(acquisition, processes=1, initial_size=20, batch_size=16):
+def picks_of(acquisition, processes=1, initial_size=20, batch_size=16, model=None):
     """Return the picks after a fit whose weights do not depend on the number of processes, nor do the scores then."""
+    model = model or ScheduledClassifier
     data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=batch_size)
     trainer = Trainer(
         max_epochs=2,
@@ -47,8 +51,24 @@ def picks_of(acquisition, processes=1, initial_size=20, batch_size=16):
         enable_model_summary=False,
     )
     with seeded(0):
-        trainer.fit(ScheduledClassifier(), data)
+        trainer.fit(model(), data)
     return data.pool.history[1].indices
+
+
+class StatisticsProbe(Acquisition):
+    """Count the different batch normalizations that candidates were measured with, on whatever process."""
+
+    def __init__(self):
+        super().__init__(5)
+        self.seen = []
+
+    def measure(self, predictor, batch):
+        statistics = predictor.module.net[1].running_mean.sum()
+        return torch.stack([batch[0][:, 0], statistics.expand(len(batch[0]))], dim=1)
+
+    def select(self, query):
+        self.seen.append(len(query.pool[:, 1].unique()))
+        return query.pick(torch.arange(query.budget))
 
 
 class ScheduledClassifier(ToyClassifier):

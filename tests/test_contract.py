@@ -102,9 +102,10 @@ def test_two_processes_pick_what_one_picks(tmp_path):
     for processes in (1, 2):
         path = tmp_path / f"{processes}.json"
         command = [sys.executable, "-m", "tests.ddp_picks", str(processes), str(path)]
-        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert finished.returncode == 0, finished.stderr
         picks.append(json.loads(path.read_text()))
-    assert len(picks[0]) == len(CASES) + len(WRAPPERS) + 1
+    assert len(picks[0]) == len(CASES) + len(WRAPPERS) + 2
     assert len(picks[0]["one batch"]) == 5
+    assert picks[0]["networks that score"] == [1]
     assert picks[0] == picks[1]
