@@ -3,8 +3,10 @@
 import math
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from lightning_al import functional
-from lightning_al.query import Query
+from lightning_al.query import Context, Query
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 Noise = Literal["power", "boltzmann", "soft_rank"]
@@ -54,14 +56,29 @@ class StochasticBatch(Wrapper):
         self.noise = noise
         self.temperature = temperature
 
+    def prepare(self, context: Context) -> None:
+        """Try a batch, so that what cannot be sampled from fails before the pool is scored."""
+        super().prepare(context)
+        self._scores(self.inner.measure_chunk(context.predictor, [context.batch]))
+
     def select(self, query: Query) -> list[int]:
         """Sample without replacement."""
-        scores = self.inner.score(query.pool)
-        if scores is None or not query.pool.numel():
-            raise ValueError(
-                f"`StochasticBatch(acquisition={type(self.inner).__name__})`: it has no score per sample. Use it as it "
-                "is; or wrap one that ranks samples, such as MarginAcquisition."
-            )
+        scores = self._scores(query.pool)
         pick = {"power": functional.power, "boltzmann": functional.boltzmann, "soft_rank": functional.soft_rank}
         rows = pick[self.noise](scores, query.budget, generator=query.generator, temperature=self.temperature)
         return query.pick(rows)
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        name = type(self.inner).__name__
+        scores = self.inner.score(rows)
+        if scores is None or not rows.numel():
+            raise ValueError(
+                f"`StochasticBatch(acquisition={name})`: it has no score per sample. Use it as it is; or wrap one that "
+                "ranks samples, such as MarginAcquisition."
+            )
+        if self.noise == "power" and bool((scores < 0).any()):
+            raise ValueError(
+                f"`StochasticBatch(acquisition={name}, noise='power')` takes logarithms of scores, got "
+                f'{scores.min().item():.4g}. Use noise="soft_rank", which looks at their order only.'
+            )
+        return scores

@@ -93,7 +93,7 @@ def test_every_cycle_draws_anew():
 
 
 def test_power_of_a_negative_score_is_refused():
-    with pytest.raises(ValueError, match=r"`power\(scores\)`: expected non-negative scores, got a minimum of -0\.\d+"):
+    with pytest.raises(ValueError, match=r"takes logarithms of scores, got -0\.\d+\. Use noise=\"soft_rank\""):
         fit(StochasticBatch(7, MarginAcquisition))
 
 
