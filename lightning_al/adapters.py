@@ -72,8 +72,8 @@ class Predictor:
         if outputs.shape[1] == 1:
             raise ValueError(
                 f"{type(self.module).__name__} has one output per sample, and the softmax of one number is always 1. "
-                'For regression use `NoiseStabilityAcquisition(output="identity")`; for a binary logit '
-                '`output="sigmoid"`.'
+                'For regression use `NoiseStabilityAcquisition(output="identity")` or '
+                '`MCDropoutAcquisition(uncertainty="variance")`; for a binary logit `output="sigmoid"`.'
             )
         if self._gives_probabilities is None:
             self._gives_probabilities = bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())

@@ -1,12 +1,15 @@
 """Features of a sample: what the last linear layer of a network gets, or what a module of a given name puts out."""
 
 import difflib
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_al.adapters import Predictor, describe, find_output
+from lightning_al.adapters import Predictor, describe
+from lightning_al.dropout import unfused_transformers
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a convolution at the end of a dense model is one per position
 SHOWN = 12  # names in an error message
@@ -44,12 +47,16 @@ class Features:
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the outputs (B, C, *positions) and the features (B, D) of a batch."""
-        seen: list[Tensor] = []
+        seen: list[tuple[Tensor, str]] = []
 
-        def keep(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            seen[:] = [inputs[0] if self._takes_input else find_output(output)]
+        def keep(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            found = _first_tensor((*inputs, *keywords.values()) if self._takes_input else output)
+            channels_last = isinstance(layer, nn.Linear) or (found.ndim == 3 and not isinstance(layer, LINEAR))
+            # at once, since what comes next may change it in place
+            seen[:] = [(_pooled(found, channels_last), describe(found))]
 
-        with self._layer.register_forward_hook(keep):
+        fused = nullcontext() if self._takes_input else unfused_transformers()
+        with self._layer.register_forward_hook(keep, with_kwargs=True), fused:
             outputs = self.predictor(batch)
         name = self._names[self._layer]
         if not seen:
@@ -57,14 +64,11 @@ class Features:
                 f"`features`: {name!r} of {type(self.predictor.module).__name__} is not called in a forward pass. "
                 f"{self._candidates(batch)}"
             )
-        channels_last = isinstance(self._layer, nn.Linear) or (
-            seen[0].ndim == 3 and not isinstance(self._layer, LINEAR)
-        )
-        features = _pooled(seen[0], channels_last)
+        features, found = seen[0]
         if len(features) != len(outputs):
             raise ValueError(
-                f"`features`: expected one row per sample, got {describe(seen[0])} from {name!r} for {len(outputs)} "
-                f"samples. {self._candidates(batch)}"
+                f"`features`: expected one row per sample, got {found} from {name!r} for {len(outputs)} samples. "
+                f"{self._candidates(batch)}"
             )
         return outputs, features.float() if features.dtype != torch.float64 else features
 
@@ -87,7 +91,7 @@ class Features:
         calls: list[tuple[nn.Module, Tensor | None]] = []
 
         def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():  # a `predict_step` may forbid it; then the order of the calls has to do
+            if not torch.is_grad_enabled():  # a `predict_step` may forbid it
                 calls.append((layer, None))
                 return output
             # cut off from the layers before, so that only the last ones on each way get a gradient
@@ -107,7 +111,11 @@ class Features:
         if leaves and total.requires_grad:
             gradients = iter(torch.autograd.grad(total, leaves, allow_unused=True))
             calls = [call for call in calls if call[1] is None or next(gradients) is not None]
-        fitting = [layer for layer, _ in calls if _width(layer) == outputs.shape[1]]
+        fitting = [
+            layer
+            for layer, leaf in calls
+            if _width(layer) == outputs.shape[1] and (leaf is not None or self._matters(layer, batch, outputs))
+        ]
         if not fitting:
             raise ValueError(
                 f"`features`: found no linear layer with {outputs.shape[1]} outputs at the end of "
@@ -115,6 +123,11 @@ class Features:
             )
         last: nn.Module = fitting[-1]
         return last
+
+    def _matters(self, layer: nn.Module, batch: Any, outputs: Tensor) -> bool:
+        """Ask, where no gradient tells, whether the outputs change with those of a layer."""
+        with layer.register_forward_hook(lambda layer, inputs, output: 1 - 2 * output):
+            return not torch.equal(self.predictor(batch), outputs)
 
     def _candidates(self, batch: Any) -> str:
         """Name the modules that were called last, with what they put out."""
@@ -134,14 +147,22 @@ class Features:
         return f"Pass features= the name of a module whose output describes a sample; called last: {listed or 'none'}."
 
 
+def _first_tensor(output: Any) -> Tensor:
+    """Return the first floating-point tensor in what a module returned, such as a tuple or a Hugging Face output."""
+    found: list[Tensor] = []
+    apply_to_collection(output, Tensor, found.append)
+    found = [tensor for tensor in found if tensor.is_floating_point()]
+    if not found:
+        raise ValueError(f"`features`: expected a module that returns numbers for each sample, got {describe(output)}.")
+    return found[0]
+
+
 def _width(layer: nn.Module) -> Any:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _pooled(features: Tensor, channels_last: bool) -> Tensor:
     """Average over the positions: (B, *positions, D) or (B, D, *positions) to (B, D)."""
-    if features.ndim < 2:
-        return features.reshape(-1, 1)
-    if features.ndim == 2:
-        return features
+    if features.ndim < 3:
+        return features.reshape(len(features), -1).clone()
     return features.flatten(1, -2).mean(1) if channels_last else features.flatten(2).mean(2)
