@@ -1,33 +1,32 @@
 """Seven cycles of active learning on real handwritten digits, and a learning curve against random selection.
 
-Every run is a call of the command line that anyone can type; this script only repeats it over seeds and draws.
-Nine runs take one to two minutes on two cores. Finished runs are kept in `runs/demo`, and not repeated.
+Every run is a call of the command line that anyone can type; this script repeats it over seeds and compares, as
+`lightning-al compare` does, but shows one of the runs. Nine runs take one to two minutes on two cores. Finished runs
+are kept in `runs/demo`, and not repeated.
 
     python examples/demo.py
     python examples/demo.py --seeds 10 --strategies random margin noise_stability noise_stability_power
 """
 
 import argparse
-import csv
 import os
-import subprocess
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from lightning_al.comparison import Comparison
+from lightning_al.figures import draw_comparison
+from lightning_al.launch import Run, check_settings, read_markers, run_all
+from lightning_al.learning_curves import read_curves
+from lightning_al.run_folder import RunRefusedError
 
 ROOT = Path(__file__).parent.parent
+CONFIG = Path("configs", "digits.yaml")
 METRIC = "test/accuracy"
 
 
-def main() -> None:
-    """Run what is missing, then print the table and draw the figure."""
+def main() -> int:
+    """Run what is missing, then print the tables and draw the figure; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds per strategy (default: %(default)s)")
     parser.add_argument(
@@ -35,112 +34,58 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "demo", help="where runs are kept")
     options = parser.parse_args()
-    study = Study(options.folder.resolve(), options.strategies, options.seeds)
-    jobs = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategies]
-    shown = ("noise_stability", 0) if "noise_stability" in options.strategies else jobs[0]
-    study.run(*shown, quiet=False)
-    jobs.remove(shown)
-    if jobs:
-        print(f"\nThe same for {len(jobs)} more: {', '.join(options.strategies)}, seeds 0 to {options.seeds - 1}.")
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for (strategy, seed), last in zip(jobs, workers.map(lambda job: study.run(*job), jobs), strict=True):
-            print(f"  {strategy} seed {seed}: {METRIC} {last:.3f}", flush=True)
-    print("\n" + study.table())
-    print(f"\nThe learning curve is in {study.draw()}.")
+    folder = options.folder.resolve()
+    os.chdir(ROOT)  # the commands name files of the checkout
+    files = {name: CONFIG.parent / "strategies" / f"{name}.yaml" for name in options.strategies}
+    absent = [str(path) for path in files.values() if not path.is_file()]
+    if absent or options.seeds < 1:
+        parser.error(f"there is no file {absent[0]}" if absent else f"--seeds {options.seeds}: expected at least 1")
+    runs = [Run(folder, name, seed, (CONFIG,), path) for seed in range(options.seeds) for name, path in files.items()]
+    try:
+        check_settings(read_markers(folder), [run.marker() for run in runs], folder)
+        failed = run_first_shown(runs)
+    except RunRefusedError as refusal:
+        print(f"demo: {refusal}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; the same command continues.", file=sys.stderr)
+        return 130
+    if failed:
+        return 1
+    paths = {name: {run.seed: run.path for run in runs if run.strategy == name} for name in files}
+    comparison = Comparison({name: read_curves(own, METRIC) for name, own in paths.items()}, METRIC, "random")
+    print(f"\n{comparison.to_markdown()}")
+    print(f"The learning curve is in {draw_comparison(comparison, folder / 'learning_curve.png')}.")
+    return 0
 
 
-@dataclass(frozen=True)
-class Study:
-    """Runs of some strategies over some seeds.
-
-    Attributes:
-        folder: Where the runs are kept.
-        strategies: Names of files in `configs/strategies`.
-        seeds: How many seeds.
-
-    """
-
-    folder: Path
-    strategies: list[str]
-    seeds: int
-
-    def run(self, strategy: str, seed: int, *, quiet: bool = True) -> float:
-        """Run the cycles of one strategy and seed through the command line, and return the last accuracy."""
-        command = ["fit", "--config", "configs/digits.yaml", "--config", f"configs/strategies/{strategy}.yaml"]
-        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(self._run(strategy, seed))]
-        # several runs share the processor; wandb records offline and has nothing to say
-        environment = {**os.environ, "WANDB_SILENT": "true", **({"OMP_NUM_THREADS": "1"} if quiet else {})}
-        if not quiet:
-            print(f"$ lightning-al {' '.join(command)}", flush=True)
-        finished = subprocess.run(
-            [sys.executable, "-m", "lightning_al", *command],
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE if quiet else None,
-            stderr=subprocess.STDOUT if quiet else None,
-        )
-        if finished.returncode:
-            raise SystemExit(f"{strategy} seed {seed} failed.\n{finished.stdout or ''}")
-        return self._cycles(strategy, seed)[-1][1]
-
-    def table(self) -> str:
-        """Lay out mean and standard deviation of each cycle, and of the mean over all cycles, as Markdown."""
-        labeled, curves = self._curves()
-        head = ["strategy", *(f"{count} labels" for count in labeled), "all cycles"]
-        rows = [
-            [name, *(f"{mean:.3f} ± {spread:.3f}" for mean, spread in _summarize(_with_mean(values)))]
-            for name, values in curves.items()
-        ]
-        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
-        lines.insert(1, ["-" * width for width in widths])
-        title = f"{METRIC}, mean ± standard deviation over {self.seeds} seeds:"
-        return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines)])
-
-    def draw(self) -> Path:
-        """Draw mean and standard deviation of the accuracy against the number of labels, and return the file."""
-        labeled, curves = self._curves()
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        for position, (name, values) in enumerate(curves.items()):
-            mean, spread = np.array(_summarize(values)).T
-            style = {"color": "0.45", "linestyle": "--"} if name == "random" else {"color": f"C{position}"}
-            axes.plot(labeled, mean, marker="o", markersize=4, label=name.replace("_", " "), **style)
-            axes.fill_between(labeled, mean - spread, mean + spread, alpha=0.15, color=style["color"], linewidth=0)
-        axes.set(xlabel="labeled samples", ylabel="test accuracy", xticks=labeled)
-        axes.set_title(f"Digits, mean ± standard deviation over {self.seeds} seeds", fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-        picture = self.folder / "learning_curve.png"
-        figure.savefig(picture, dpi=150)
-        plt.close(figure)
-        return picture
-
-    def _run(self, strategy: str, seed: int) -> Path:
-        return self.folder / f"{strategy}-seed-{seed}"
-
-    def _cycles(self, strategy: str, seed: int) -> list[tuple[int, float]]:
-        with (self._run(strategy, seed) / "cycles.csv").open(encoding="utf-8", newline="") as file:
-            return [(int(row["labeled"]), float(row[METRIC])) for row in csv.DictReader(file)]
-
-    def _curves(self) -> tuple[list[int], dict[str, np.ndarray]]:
-        runs = {name: [self._cycles(name, seed) for seed in range(self.seeds)] for name in self.strategies}
-        labeled = [count for count, _ in runs[self.strategies[0]][0]]
-        return labeled, {
-            name: np.array([[value for _, value in cycles] for cycles in run]) for name, run in runs.items()
-        }
+def run_first_shown(runs: list[Run]) -> list[Run]:
+    """Run one of noise stability in full view, then the others quietly; return those that failed."""
+    shown = next((run for run in runs if run.strategy == "noise_stability"), runs[0])
+    if not shown.finished:
+        print(f"$ {shlex.join(['lightning-al', *shown.command])}", flush=True)
+        failed = run_all([shown], 1, tell, shown=True)
+        if failed:
+            return failed
+    others = [run for run in runs if run != shown]
+    if others:
+        names = dict.fromkeys(run.strategy for run in runs)
+        print(f"\nThe same for {len(others)} more: {', '.join(names)}, seeds 0 to {runs[-1].seed}.", flush=True)
+    for run in others:
+        if run.finished:
+            tell(run, 0, 0)
+    return run_all(others, os.cpu_count() or 1, tell)
 
 
-def _with_mean(values: np.ndarray) -> np.ndarray:
-    return np.column_stack([values, values.mean(1)])
-
-
-def _summarize(values: np.ndarray) -> list[tuple[float, float]]:
-    """Return mean and standard deviation of each column; one seed has no spread."""
-    spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    return list(zip(values.mean(0).tolist(), spread.tolist(), strict=True))
+def tell(run: Run, minutes: float, status: int) -> None:
+    """Print what a run ended with."""
+    if status:
+        text = run.log.read_text(encoding="utf-8") if run.log.exists() else ""  # a shown run has none
+        print(f"  {run.strategy} seed {run.seed} failed with status {status}.\n{text}", flush=True)
+        return
+    last = read_curves({run.seed: run.path}, METRIC).values[0, -1]
+    print(f"  {run.strategy} seed {run.seed}: {METRIC} {last:.3f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
