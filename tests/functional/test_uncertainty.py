@@ -1,12 +1,15 @@
 import math
 import re
+from types import SimpleNamespace
 
+import modAL.uncertainty
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skactiveml.pool import uncertainty_scores
 from torch import Tensor
 
 from lightning_al.functional import entropy, least_confidence, margin
@@ -63,6 +66,30 @@ def test_one_hot_is_the_least_uncertain_and_exact(measure):
 def test_equals_twin(measure, twin, positions):
     probs = make_probs(0, 6, 5, *positions)
     np.testing.assert_allclose(measure(probs).numpy(), twin(probs.numpy()), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("measure", "theirs", "sign"),
+    [
+        (entropy, modAL.uncertainty.classifier_entropy, 1),
+        (margin, modAL.uncertainty.classifier_margin, -1),  # there, too, a small margin is chosen
+        (least_confidence, modAL.uncertainty.classifier_uncertainty, 1),
+    ],
+)
+def test_equals_modal(measure, theirs, sign):
+    probs = make_probs(3, 200, 7)
+    classifier = SimpleNamespace(predict_proba=lambda samples: probs.numpy()[samples])
+    np.testing.assert_allclose(measure(probs), sign * theirs(classifier, np.arange(200)), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("measure", "method", "offset"),
+    [(entropy, "entropy", 0), (margin, "margin_sampling", 1), (least_confidence, "least_confident", 0)],
+)
+def test_equals_scikit_activeml(measure, method, offset):
+    probs = make_probs(4, 200, 7)
+    theirs = uncertainty_scores(probs.numpy(), method=method)  # their margin is 1 - (p1 - p2)
+    np.testing.assert_allclose(measure(probs) + offset, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
