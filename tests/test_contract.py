@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_al import strategies
+from lightning_al import ActiveLearningCLI, strategies
 from lightning_al.acquisition import Acquisition
 from lightning_al.testing import check_acquisition
 from tests.ddp_picks import picks_of
@@ -95,6 +95,29 @@ def test_refuses_an_impossible_query_size(strategy, query_size):
     message = rf"`{strategy.__name__}\(query_size={re.escape(repr(query_size))}\)`: expected a number of samples"
     with pytest.raises(ValueError, match=message):
         strategy(query_size=query_size)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_three_cycles_on_digits_from_its_configuration(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)  # the configuration names classes of `examples`
+    monkeypatch.setattr(sys, "argv", ["lightning-al"])
+    options = {
+        "cycles": 3,
+        "data.candidates": 300,
+        "acquisition.query_size": 10,
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.enable_checkpointing": False,
+        "trainer.logger": False,
+        "trainer.max_epochs": 2,
+    }
+    arguments = [f"--config={ROOT / 'configs' / 'digits.yaml'}", f"--config={path}"]
+    cli = ActiveLearningCLI(args=["fit", *arguments, *(f"--{name}={value}" for name, value in options.items())])
+    assert [(record["labeled"], record["queried"]) for record in cli.records] == [(20, 10), (30, 10), (40, 10)]
+    pool = cli.datamodule.pool
+    assert len(set(pool.labeled)) == 50
+    name = yaml.safe_load(path.read_text())["acquisition"]["class_path"]
+    assert [labeling.strategy for labeling in pool.history] == ["initial", name, name, name]
 
 
 def test_two_processes_pick_what_one_picks(tmp_path):
