@@ -4,13 +4,12 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,16 +18,16 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.adapters import Predictor
-from lightning_al.clone import attached_clone, load_weights
+from lightning_al.clone import load_weights, scoring_clone
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.functional import top_k
 from lightning_al.layout import prefer_channels_last
-from lightning_al.precision import true_float32
+from lightning_al.outcome import observe
 from lightning_al.query import Context, Query
 from lightning_al.scoring import make_transfer
 from lightning_al.seeding import Stream, make_generator, seeded
 from lightning_al.survey import Survey, draw_pilot
-from lightning_al.tracking import log_query
+from lightning_al.tracking import sheltered, track_query
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 EXAMPLES = 64  # candidates that `prepare` sees, at most a batch of them
@@ -63,6 +62,10 @@ class Acquisition(Callback, ABC):
     """Which weights score: those of the last step, or those that `ModelCheckpoint` found best."""
     seed: int | None = None
     """Seed of the strategy; None takes the datamodule's."""
+    shown: int = 32
+    """How many of the picks are shown to a person, in the run folder and by Weights & Biases."""
+    picked_folder: Path | None = None
+    """Where `run_cycles` wants them."""
 
     def __init__(self, query_size: int | float) -> None:
         fits = 0 < query_size <= 1 if isinstance(query_size, float) else query_size >= 1
@@ -206,24 +209,33 @@ class Acquisition(Callback, ABC):
         indices = self.narrow(indices, budget, make_generator(Stream.NARROWING, seed, pool.cycle))
         begun = time.perf_counter()
         figures: dict[str, float] = {}
+        scores: list[float] | None = None
+        of_all: Tensor | None = None
         if budget >= len(indices):  # nothing to choose, so nothing to measure
-            picks, scores, scored = list(indices), None, begun
+            picks, scored = list(indices), begun
         else:
             with seeded(Stream.SCORING, seed, pool.cycle):
                 query = self._measure(trainer, module, datamodule, indices, budget, seed)
                 scored = time.perf_counter()
                 picks = self._checked(trainer.strategy.broadcast(self.select(query)), query)
-                scores, figures = _scores_of(picks, query.indices, self.score(query.pool)), self.figures(query)
+                own, of_all = self.score(query.pool), query.scores
+                scores = None if own is None else query.scores_of(picks, own)
+                figures = self.figures(query)
         seconds = {"score": scored - begun, "select": time.perf_counter() - scored}
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(f"{type(self).__name__}: `fast_dev_run` scored {len(indices)} samples, and labels nothing.")
             return
+        said = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
         pool.label(picks, strategy=type(self).__name__, scores=scores, seconds=seconds)
         datamodule.save_pool()
-        log_query(trainer.loggers, pool, figures)
-        said = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+        if trainer.loggers or self.picked_folder:
+            with sheltered("Looking at the picks"), seeded(Stream.TRACKING, seed, pool.cycle):
+                figures |= {"candidates": len(indices)}
+                outcome = observe(trainer, module, partial(self._load_best, trainer), figures, of_all, self.shown)
+                track_query(trainer.loggers, outcome, self.picked_folder)
         rank_zero_info(
-            f"{type(self).__name__}: labeled {len(picks)} more samples in {sum(seconds.values()):.1f} s{said}; {pool}."
+            f"{type(self).__name__}: labeled {len(picks)} of {len(indices)} candidates in {sum(seconds.values()):.1f} s"
+            f"{said}; {pool}."
         )
 
     def _measure(
@@ -239,26 +251,25 @@ class Acquisition(Callback, ABC):
         generator = make_generator(Stream.SELECTION, seed, cycle)
         if not self.needs_forward:
             return Query(torch.empty(len(indices), 0), indices, budget, generator)
-        precision = trainer.precision_plugin
-        # a forward that makes tensors of its own, such as a first hidden state, must make them double too
-        default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
-        exact = true_float32(trainer.strategy.root_device)
-        with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
+        with scoring_clone(trainer, module) as clone:
             self._load_best(trainer, clone)
             predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
             first = next(iter(datamodule.pool_dataloader(indices[:EXAMPLES], shard=False)))
             context = Context(predictor, transfer(first.batch), seed, cycle, len(indices), budget)
             prefer_channels_last(predictor, context.batch)
             self.prepare(context)
-            survey = Survey(type(self).__name__, trainer, datamodule, transfer, partial(self.measure_chunk, predictor))
+            measure = partial(self.measure_chunk, predictor)
+            survey = Survey(type(self).__name__, trainer, datamodule, transfer, measure, self.score)
             shortlist = partial(self.shortlist, budget=budget)
             pilot = draw_pilot(indices, self.pilot(context), seed, cycle)
             if pilot:
                 candidates = survey.read_after_pilot(indices, pilot, self.learn, shortlist)
             else:
                 candidates = survey.read(indices, shortlist)
-            labeled = survey.read(sorted(datamodule.pool.labeled), ranked=False).rows if self.needs_labeled else None
-        return Query(candidates.rows, candidates.indices, budget, generator, labeled, candidates.mean)
+            labels = sorted(datamodule.pool.labeled) if self.needs_labeled else []
+            labeled = survey.read(labels, ranked=False, scored=False).rows if labels else None
+        rows, mean, scores = candidates.rows, candidates.mean, candidates.scores
+        return Query(rows, candidates.indices, budget, generator, labeled, mean, scores)
 
     def _load_best(self, trainer: Trainer, clone: LightningModule) -> None:
         if self.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
@@ -276,10 +287,3 @@ class Acquisition(Callback, ABC):
                 "Turn rows of `query.pool` into indices with `query.pick(rows)`."
             )
         return [int(index) for index in picks]
-
-
-def _scores_of(picks: list[int], indices: Sequence[int], scores: Tensor | None) -> list[float] | None:
-    if scores is None:
-        return None
-    row_of = {index: row for row, index in enumerate(indices)}
-    return [float(scores[row_of[index]]) for index in picks]

@@ -23,6 +23,7 @@ from lightning_al.acquisition import Acquisition
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.loop import run_cycles
 from lightning_al.run_folder import RunRefusedError
+from lightning_al.wandb_tracking import run_id
 
 # what may change between the processes that continue a run: none of these has a say in which samples are picked
 FREE_SETTINGS = (
@@ -30,6 +31,8 @@ FREE_SETTINGS = (
     "cycles",
     "data.num_workers",
     "overwrite",
+    "shown",
+    "target",
     "trainer.accelerator",
     "trainer.default_root_dir",
     "trainer.devices",
@@ -51,9 +54,9 @@ class ActiveLearningCLI(LightningCLI):
     """A `LightningCLI` whose `fit` runs cycles of training, querying and testing.
 
     Next to LightningCLI's own keys there are `acquisition:` (any acquisition, by `class_path`) and the arguments of
-    `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `overwrite`). `data:` takes the
-    arguments of `ActiveLearningDataModule`; its seed is `seed_everything`. `validate`, `test` and `predict` are
-    LightningCLI's.
+    `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `shown`, `target`, `overwrite`).
+    `data:` takes the arguments of `ActiveLearningDataModule`; its seed is `seed_everything`. `validate`, `test` and
+    `predict` are LightningCLI's.
 
     Args:
         model_class: The LightningModule; None accepts any `class_path`.
@@ -108,13 +111,18 @@ class ActiveLearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
-        """Let loggers without a folder of their own write into the run folder."""
-        trainer = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        """Let loggers without a folder of their own write into the run folder, and a W&B run go on where it was."""
+        section = self.config[self.subcommand] if self.subcommand else self.config
+        trainer = section.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         for logger in loggers:
             arguments = getattr(logger, "init_args", None)
-            if arguments is not None and arguments.get("save_dir") in (".", None) and "save_dir" in arguments:
+            if arguments is None:
+                continue
+            if arguments.get("save_dir") in (".", None) and "save_dir" in arguments:
                 arguments.save_dir = trainer.default_root_dir
+            if logger.class_path.endswith("WandbLogger") and not (arguments.version or arguments.id):
+                arguments.id = run_id(trainer.default_root_dir, fresh=section.get("overwrite", False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Leave out the acquisition that was not asked for, which LightningCLI would add as a None."""
@@ -146,7 +154,8 @@ class ActiveLearningCLI(LightningCLI):
             self._make_afresh(folder / f"cycle-{cycle:02d}", loggers)
             return self.trainer, self.model
 
-        arguments = {name: section[name] for name in ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt")}
+        names = ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt", "shown", "target")
+        arguments = {name: section[name] for name in names}
         self.records = run_cycles(
             make,
             self.datamodule,

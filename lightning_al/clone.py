@@ -3,14 +3,16 @@
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.compile import to_uncompiled
 from torch import nn
 
 from lightning_al.adapters import LOW_PRECISION
+from lightning_al.precision import true_float32
 
 
 def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
@@ -55,6 +57,26 @@ def load_weights(module: LightningModule, path: str | os.PathLike[str]) -> None:
     if "state_dict" in checkpoint:
         module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint.get("state_dict", checkpoint), strict=module.strict_loading)
+
+
+@contextmanager
+def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+    """Clone a LightningModule, and run what is inside as scores need it.
+
+    Args:
+        trainer: The trainer that has just finished fitting.
+        module: Its module.
+
+    Yields:
+        The clone, on the trainer's device; inside there are no gradients and no autocast, and floats are true floats.
+
+    """
+    precision = trainer.precision_plugin
+    # a forward that makes tensors of its own, such as a first hidden state, must make them double too
+    default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
+    exact = true_float32(trainer.strategy.root_device)
+    with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
+        yield clone
 
 
 @contextmanager

@@ -144,27 +144,28 @@ def _parts(sample: Any, content: bool) -> Iterator[bytes]:
         yield repr(sample).encode()
 
 
-def class_labels(dataset: Any) -> list[int]:
-    """Return the class of every sample, from an attribute where there is one, else by reading every sample.
+def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int]:
+    """Return the classes of samples, from an attribute where there is one, else by reading these samples.
 
     Args:
         dataset: A map-style classification dataset.
+        indices: Of the samples; all by default.
 
     Returns:
-        One integer per sample.
+        One integer per sample, in the order of `indices`.
 
     Raises:
         ValueError: If a sample carries no label that can be understood.
 
     """
+    wanted = range(len(dataset)) if indices is None else indices
     if isinstance(dataset, Subset):
-        labels = class_labels(dataset.dataset)
-        return [labels[index] for index in dataset.indices]
+        return class_labels(dataset.dataset, [dataset.indices[index] for index in wanted])
     for name in ("targets", "labels", "y"):
         values: Any = getattr(dataset, name, None)
         if hasattr(values, "__len__") and len(values) == len(dataset):
-            return [label_of((None, value)) for value in values]
-    return [label_of(dataset[index]) for index in range(len(dataset))]
+            return [label_of((None, values[index])) for index in wanted]
+    return [label_of(dataset[index]) for index in wanted]
 
 
 def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float | list[int]:

@@ -17,6 +17,7 @@ class Measured:
         rows: (n, ...) measurements, on the CPU.
         count: How many samples were measured; n, unless only shortlists were brought together.
         mean: (...) mean row of all of them.
+        scores: (count,) scores of all of them, in any order; None where rows have none.
 
     """
 
@@ -24,12 +25,16 @@ class Measured:
     rows: Tensor
     count: int
     mean: Tensor
+    scores: Tensor | None = None
 
     def joined(self, other: "Measured") -> "Measured":
         """Return these and other measurements, in ascending order of the dataset index."""
         indices, rows = _sorted(self.indices + other.indices, torch.cat([self.rows, other.rows]))
         count = self.count + other.count
-        return Measured(indices, rows, count, (self.mean * self.count + other.mean * other.count) / count)
+        mean = (self.mean * self.count + other.mean * other.count) / count
+        known = self.scores is not None and other.scores is not None
+        scores = torch.cat([self.scores, other.scores]) if known else None  # type: ignore[list-item]
+        return Measured(indices, rows, count, mean, scores)
 
 
 def collect(
@@ -41,6 +46,7 @@ def collect(
     rows: Tensor,
     shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
     ranked: bool = True,
+    score: Callable[[Tensor], Tensor | None] = lambda rows: None,
 ) -> Measured:
     """Check the measurements of all processes, and bring together what is needed of them.
 
@@ -53,6 +59,7 @@ def collect(
         rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
         shortlist: Returns which of one process's rows, at least one, are needed; None for all.
         ranked: Whether samples will be picked by these, so that equal rows would be useless.
+        score: Returns one number per row, or None; those of all rows come together, on a shortlist or not.
 
     Returns:
         The measurements, the same on every process.
@@ -65,7 +72,7 @@ def collect(
     if trainer.world_size == 1:
         indices, rows = _sorted(indices, rows)
         check_rows(name, part, indices, rows, ranked)
-        return Measured(indices, rows, len(rows), _mean(rows))
+        return Measured(indices, rows, len(rows), _mean(rows), score(rows))
     strategy = trainer.strategy
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
@@ -75,11 +82,14 @@ def collect(
     chosen = (shortlist(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
     if strategy.reduce_boolean_decision(chosen is not None):  # every process votes, also one without a batch
         assert chosen is not None
+        mine_scored = score(rows)
+        scores = None if mine_scored is None else gather_rows(trainer, indices, mine_scored)[1]
         indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
     else:
         indices, rows = gather_rows(trainer, indices, rows)
         check_rows(name, part, indices, rows, ranked)
-    return Measured(indices, rows, len(part), (total / len(part)).to(dtype))
+        scores = score(rows)
+    return Measured(indices, rows, len(part), (total / len(part)).to(dtype), scores)
 
 
 def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:

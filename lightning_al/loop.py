@@ -19,9 +19,9 @@ from lightning_al.acquisition import Acquisition
 from lightning_al.clone import load_weights
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.reset import Reset, ResetPolicy
-from lightning_al.run_folder import Record, RunFolder, format_table, show
+from lightning_al.run_folder import Record, RunFolder, format_cycle, format_table
 from lightning_al.seeding import Stream, derive_seed
-from lightning_al.tracking import log_at
+from lightning_al.tracking import Tracker
 
 
 def run_cycles(
@@ -34,6 +34,8 @@ def run_cycles(
     shrink: float = 0.5,
     perturb: float = 0.1,
     ckpt: Literal["last", "best"] = "last",
+    shown: int = 32,
+    target: Mapping[str, float] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -58,6 +60,9 @@ def run_cycles(
         shrink: Factor of the old weights, in [0, 1].
         perturb: Factor of the fresh weights, in [0, 1].
         ckpt: Which weights score, are tested and passed on: those of the last step, or `ModelCheckpoint`'s best.
+        shown: How many picks of each cycle are kept for a person to look at, as pictures, sounds or texts, in the run
+            folder and in the tables of Weights & Biases.
+        target: Values of test metrics, such as `{"test/accuracy": 0.9}`; what they cost in labels is reported.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
         config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
@@ -91,10 +96,7 @@ def run_cycles(
         Shrink and perturb: Ash and Adams, On Warm-Starting Neural Network Training (2020).
 
     """
-    if cycles < 1:
-        raise ValueError(f"`run_cycles(cycles={cycles})`: at least one cycle is needed.")
-    if ckpt not in ("last", "best"):
-        raise ValueError(f"`run_cycles(ckpt={ckpt!r})`: expected 'last' or 'best'.")
+    _check_arguments(cycles, ckpt, shown)
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
     if run_dir is None or config is None:  # ask a trainer; it goes unused
         example, _ = make(0)
@@ -108,31 +110,45 @@ def run_cycles(
     if not overwrite:
         folder.check_config(config, free, finished=len(records))
         datamodule.reload_pool()
+    tracker = Tracker(folder, config, target or {})
     for cycle in range(len(records), cycles):
         if records and not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
             break
         seed_everything(derive_seed(Stream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
-        _acquisition_of(trainer).ckpt = ckpt
+        acquisition = _acquisition_of(trainer)
+        acquisition.ckpt, acquisition.shown = ckpt, shown
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
             return [_run_cycle(trainer, model, datamodule, cycle, "last")]
         if overwrite and cycle == 0:
             folder.set_aside()
         folder.keep_config(config)
+        acquisition.picked_folder = folder.picked(cycle)
         _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
         policy.apply(model, folder.weights(cycle - 1) if cycle else None)
         datamodule.begin_cycle(cycle)
+        tracker.begin_cycle(trainer, cycle)
         records.append(_run_cycle(trainer, model, datamodule, cycle, ckpt))
         if policy.needs_previous:
             folder.write_weights(cycle, model)
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
-        _report(trainer, records[-1])
+        tracker.end_cycle(trainer, records)
+        rank_zero_info(format_cycle(records[-1]))
     datamodule.begin_cycle(None)
-    rank_zero_info(f"\n{format_table(records)}")
+    rank_zero_info("\n".join(["", format_table(records), *tracker.told_of_targets(records)]))
     return records
+
+
+def _check_arguments(cycles: int, ckpt: str, shown: int) -> None:
+    if cycles < 1:
+        raise ValueError(f"`run_cycles(cycles={cycles})`: at least one cycle is needed.")
+    if ckpt not in ("last", "best"):
+        raise ValueError(f"`run_cycles(ckpt={ckpt!r})`: expected 'last' or 'best'.")
+    if shown < 0:
+        raise ValueError(f"`run_cycles(shown={shown})`: expected a number of samples, 0 for none.")
 
 
 def _run_cycle(
@@ -213,12 +229,6 @@ def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder)
-
-
-def _report(trainer: Trainer, record: Record) -> None:
-    log_at(trainer.loggers, {f"al/{name}": value for name, value in record.items()}, int(record["labeled"]))
-    figures = (f"{name} {show(value)}" for name, value in record.items() if name != "cycle")
-    rank_zero_info(f"Cycle {record['cycle']}: {', '.join(figures)}")
 
 
 def _acquisition_of(trainer: Trainer) -> Acquisition:

@@ -44,6 +44,7 @@ class Query:
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
         labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
         mean: (...) mean row over all candidates, on a shortlist or not.
+        scores: Scores of all candidates, on a shortlist or not, in any order; None where rows have none.
 
     """
 
@@ -53,10 +54,16 @@ class Query:
     generator: torch.Generator
     labeled: Tensor | None = None
     mean: Tensor | None = None
+    scores: Tensor | None = None
 
     def pick(self, rows: Tensor) -> list[int]:
         """Return the dataset indices of rows of `pool`."""
         return [self.indices[row] for row in rows.tolist()]
+
+    def scores_of(self, picks: Sequence[int], scores: Tensor) -> list[float]:
+        """Return the scores of some candidates, given those of the rows of `pool`."""
+        row_of = {index: row for row, index in enumerate(self.indices)}
+        return [float(scores[row_of[index]]) for index in picks]
 
     def without(self, picks: Sequence[int], budget: int, others: Sequence[int] = ()) -> "Query":
         """Return what is left to select from after some picks, which count as labeled.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class RunRefusedError(ValueError):
 
 
 class RunFolder:
-    """The files of a run: `pool.json`, `cycles.csv`, `config.yaml` and one folder per cycle.
+    """The files of a run: `pool.json`, `cycles.csv`, `config.yaml`, `tracking.json` and one folder per cycle.
 
     Args:
         path: The folder; made when the first file is written.
@@ -33,10 +34,15 @@ class RunFolder:
         self.pool_file = path / "pool.json"
         self.config_file = path / "config.yaml"
         self.table = path / "cycles.csv"
+        self.notes_file = path / "tracking.json"
 
     def cycle(self, cycle: int) -> Path:
         """Return the folder of one cycle."""
         return self.path / f"cycle-{cycle:02d}"
+
+    def picked(self, cycle: int) -> Path:
+        """Return the folder of what the query at the end of a cycle picked."""
+        return self.cycle(cycle) / "picked"
 
     def weights(self, cycle: int) -> Path:
         """Return the file of the weights that a warm start needs."""
@@ -78,6 +84,19 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(records)
         write_atomically(self.table, text.getvalue())
+
+    def read_notes(self) -> dict[str, Any]:
+        """Return what trackers remember from process to process; nothing if the file is missing or broken."""
+        try:
+            notes = json.loads(self.notes_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # without it curves overlap, but nothing is lost
+            return {}
+        return notes if isinstance(notes, dict) else {}
+
+    @rank_zero_only
+    def write_note(self, name: str, value: Any) -> None:
+        """Remember something under a name, beside what is remembered under others."""
+        write_atomically(self.notes_file, json.dumps({**self.read_notes(), name: value}, indent=1) + "\n")
 
     def check_config(self, config: Mapping[str, Any], free: Collection[str], finished: int) -> None:
         """Refuse to continue a run with another configuration, and say so if the run goes on.
@@ -176,6 +195,31 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _number(text: str) -> int | float:
     return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def format_cycle(record: Record) -> str:
+    """Lay the record of one cycle out as a line.
+
+    Args:
+        record: As in `cycles.csv`.
+
+    Returns:
+        What a person wants to know at once.
+
+    Example:
+        >>> format_cycle({"cycle": 3, "labeled": 80, "queried": 20, "test/accuracy": 0.87654, "fit_seconds": 2.5,
+        ...               "score_seconds": 0.5, "select_seconds": 0.0})
+        'Cycle 3: 80 labeled, test/accuracy 0.8765, 20 queried; fit 2.5 s, query 0.5 s'
+
+    """
+    seconds = {"fit_seconds", "score_seconds", "select_seconds"}
+    metrics = [name for name in record if name not in {"cycle", "labeled", "queried", *seconds}]
+    said = [f"{record['labeled']} labeled", *(f"{name} {show(record[name])}" for name in metrics)]
+    query = record["score_seconds"] + record["select_seconds"]
+    return (
+        f"Cycle {record['cycle']}: {', '.join(said)}, {record['queried']} queried; fit {record['fit_seconds']:.1f} s, "
+        f"query {query:.1f} s"
+    )
 
 
 def show(value: int | float | str) -> str:

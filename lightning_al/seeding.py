@@ -24,6 +24,7 @@ class Stream(IntEnum):
     DROPOUT = 9
     CLUSTERS = 10
     NARROWING = 11
+    TRACKING = 12
 
 
 def derive_seed(*entropy: int) -> int:

@@ -26,6 +26,7 @@ class Survey:
         datamodule: Where samples come from.
         transfer: Moves a batch to the device.
         measure: Maps a chunk, a list of batches on the device, to one row per sample.
+        score: Maps rows to one number each, or to None.
 
     """
 
@@ -34,12 +35,14 @@ class Survey:
     datamodule: ActiveLearningDataModule
     transfer: Callable[[Any], Any]
     measure: Callable[[list[Any]], Tensor]
+    score: Callable[[Tensor], Tensor | None] = lambda rows: None
 
     def read(
         self,
         part: Sequence[int],
         shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
         ranked: bool = True,
+        scored: bool = True,
     ) -> Measured:
         """Measure some samples.
 
@@ -47,6 +50,7 @@ class Survey:
             part: Dataset indices, ascending.
             shortlist: Returns which rows of one process all processes need, or None for all.
             ranked: Whether samples will be picked by these.
+            scored: Whether these rows have scores.
 
         Returns:
             The measurements, the same on every process.
@@ -57,7 +61,8 @@ class Survey:
         loader = self.datamodule.pool_dataloader(part)
         with progress_bar(self.trainer, len(part) // self.trainer.world_size, self.name) as advance:
             indices, rows = measure_pool(self.measure, loader, self.transfer, advance=advance)
-        return collect(self.trainer, self.name, part, share_of(loader), indices, rows, shortlist, ranked)
+        score = self.score if scored else lambda rows: None
+        return collect(self.trainer, self.name, part, share_of(loader), indices, rows, shortlist, ranked, score)
 
     def read_after_pilot(
         self,
@@ -78,11 +83,11 @@ class Survey:
             The measurements of the whole part.
 
         """
-        first = self.read(pilot, ranked=False)
+        first = self.read(pilot, ranked=False, scored=False)
         rows = learn(first.rows)
         head = set(pilot)
         rest = self.read([index for index in part if index not in head], shortlist, ranked=False)
-        whole = Measured(first.indices, rows, len(rows), rows.mean(0)).joined(rest)
+        whole = Measured(first.indices, rows, len(rows), rows.mean(0), self.score(rows)).joined(rest)
         check_order(self.name, whole.indices, whole.rows, whole.count, whole.mean)
         return whole
 

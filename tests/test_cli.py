@@ -117,9 +117,8 @@ def test_the_output_tells_each_cycle_once_and_ends_with_a_table(digits):
 def test_the_run_folder_holds_everything(digits):
     _, folder, _ = digits
     names = {path.name for path in folder.iterdir()}
-    assert names == {"pool.json", "cycles.csv", "config.yaml", "cycle-00", "cycle-01", "csv", "wandb"}
+    assert names == {"pool.json", "cycles.csv", "config.yaml", "tracking.json", "cycle-00", "cycle-01", "csv"}
     assert len(list(folder.glob("cycle-*/checkpoints/*.ckpt"))) == 2
-    assert len(list(folder.glob("wandb/offline-run-*"))) == 1  # one run over both cycles
     assert [path.name for path in (folder / "csv").iterdir()] == ["version_0"]
 
 

@@ -15,6 +15,7 @@ from lightning_al.functional.lcmd import lcmd
 from lightning_al.functional.noise_stability import noise_stability
 from lightning_al.functional.prob_cover import prob_cover, purity_radius
 from lightning_al.functional.ranking import boltzmann, power, soft_rank, top_k
+from lightning_al.functional.redundancy import redundancy
 from lightning_al.functional.typiclust import typiclust
 from lightning_al.functional.uncertainty import entropy, least_confidence, margin
 
@@ -37,6 +38,7 @@ __all__ = [
     "predictive_variance",
     "prob_cover",
     "purity_radius",
+    "redundancy",
     "soft_rank",
     "top_k",
     "typiclust",

@@ -1,0 +1,152 @@
+"""What a sample of a dataset looks like, sounds like or says, for a person."""
+
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TEXT_KEYS = ("text", "sentence", "content", "document", "question")
+IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "input", "inputs", "data")
+RATE_KEYS = ("sampling_rate", "sample_rate")
+LONGEST_TEXT = 500  # characters
+LONGEST_SIDE = 256  # pixels
+FEWEST_PIXELS = 6  # on a side of a matrix that is taken for a gray picture
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording.
+
+    Attributes:
+        values: (frames,) or (channels, frames), float32 in [-1, 1].
+        rate: Frames per second.
+
+    """
+
+    values: npt.NDArray[np.float32]
+    rate: int
+
+
+Media: TypeAlias = Union["Image", Sound, str]
+
+
+def media_of(sample: Any) -> Media | None:
+    """Return what a person can look at, listen to or read in a sample, or None.
+
+    Args:
+        sample: What a dataset gives for an index: (input, label), a mapping with usual keys, or the input alone. An
+            input is a PIL image, a string, or a tensor or array: (1 | 3 | 4, H, W), (H, W, 1 | 3 | 4) or (H, W) for a
+            picture, (1 | 3, D, H, W) for a volume, whose middle slice is taken, (frames,) or (1 | 2, frames) with a
+            sampling rate beside it for a recording.
+
+    Returns:
+        A picture of at most 256 pixels on a side, a recording, a text of at most 500 characters, or None.
+
+    Example:
+        >>> import torch
+        >>> media_of((torch.rand(3, 32, 24), 7)).size
+        (24, 32)
+        >>> media_of({"text": "It works.", "label": 1})
+        'It works.'
+
+    """
+    from PIL import Image  # which costs more to import than all of this package
+
+    entry, rate = _entry(sample)
+    if isinstance(entry, str):
+        return entry if len(entry) <= LONGEST_TEXT else f"{entry[: LONGEST_TEXT - 1]}…"
+    if isinstance(entry, Image.Image):
+        return _small(entry)
+    if not isinstance(entry, (Tensor, np.ndarray)):
+        return None
+    values = np.asarray(entry.detach().float().cpu() if isinstance(entry, Tensor) else entry)
+    if values.dtype.kind not in "fiub":
+        return None
+    if rate is not None and values.size and (values.ndim == 1 or (values.ndim == 2 and len(values) <= 2)):
+        return Sound(values.astype(np.float32).clip(-1, 1), rate)
+    pixels = _pixels(values)
+    return None if pixels is None else _small(Image.fromarray(pixels))
+
+
+def save_media(media: Media, folder: Path, stem: str) -> str:
+    """Write a picture or a recording.
+
+    Args:
+        media: Not a text.
+        folder: An existing folder.
+        stem: The name of the file without its ending.
+
+    Returns:
+        The name of the file: PNG or WAV.
+
+    """
+    if isinstance(media, Sound):
+        name = f"{stem}.wav"
+        with wave.open(str(folder / name), "wb") as file:
+            file.setnchannels(1 if media.values.ndim == 1 else len(media.values))
+            file.setsampwidth(2)
+            file.setframerate(media.rate)
+            file.writeframes((media.values.T * 32767).astype("<i2").tobytes())
+        return name
+    assert not isinstance(media, str)
+    name = f"{stem}.png"
+    media.save(folder / name)
+    return name
+
+
+def _entry(sample: Any) -> tuple[Any, int | None]:
+    """Return the input of a sample, and the sampling rate that stands beside it."""
+    if isinstance(sample, Mapping):
+        audio = sample.get("audio")
+        if isinstance(audio, Mapping):
+            return audio.get("array"), _rate(audio)
+        found = next((sample[key] for key in (*TEXT_KEYS, *IMAGE_KEYS) if key in sample), audio)
+        return found, _rate(sample)
+    if isinstance(sample, (list, tuple)) and sample:
+        # (waveform, sample_rate, ...), as torchaudio's datasets have it: no class is that large
+        rate = sample[1] if len(sample) > 2 and isinstance(sample[1], int) and sample[1] >= 4000 else None
+        return (sample[0], rate) if not isinstance(sample[0], Mapping) else _entry(sample[0])
+    return sample, None
+
+
+def _rate(mapping: Mapping[Any, Any]) -> int | None:
+    return next((int(mapping[key]) for key in RATE_KEYS if key in mapping), None)
+
+
+def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
+    """Return (H, W) or (H, W, 3 | 4) bytes, or None for what is no picture."""
+    if values.ndim == 4 and values.shape[0] in (1, 3):
+        values = values[:, values.shape[1] // 2]
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    gray = values.ndim == 2 and min(values.shape) >= FEWEST_PIXELS
+    colored = values.ndim == 3 and values.shape[-1] in (3, 4)
+    if not (gray or colored) or not np.isfinite(values).all():
+        return None
+    return _bytes(values)
+
+
+def _bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Bring values into 0 to 255: bytes stay, shares are scaled, normalized pixels span the range."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype != np.uint8 and (low < 0 or high <= 1 or high > 255):
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+        values = (values.astype(np.float64) - low) / max(high - low, 1e-12) * 255
+    return values.round().astype(np.uint8) if values.dtype.kind == "f" else values.astype(np.uint8)
+
+
+def _small(picture: "Image") -> "Image":
+    """Return a copy that is small enough for a page, in a mode that PNG knows."""
+    picture = picture.copy() if picture.mode in ("L", "RGB", "RGBA", "1", "P", "LA") else picture.convert("RGB")
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return picture
