@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
 
 from lightning_al import EntropyAcquisition, RandomAcquisition, run_cycles, tracking
 from lightning_al.run_folder import RunFolder
@@ -62,8 +63,12 @@ def test_one_run_has_every_point_of_every_cycle(tmp_path):
     assert about["target"] == target
     assert about["config"]["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5}
     assert about["config"]["data"]["seed"] == 0
-    pools = [set(aliases) for _, kind, aliases in run.artifacts if kind == "pool"]
+    pools = [set(artifact.aliases) for artifact in run.artifacts if artifact.type == "pool"]
     assert pools == [{"latest", f"cycle-{cycle}"} for cycle in range(3)]
+
+
+def picked(folder, cycle, index):
+    return RunFolder(folder).picked(cycle) / f"{index}.png"
 
 
 def test_the_picks_of_digits_become_tables_with_pictures(tmp_path):
@@ -73,20 +78,21 @@ def test_the_picks_of_digits_become_tables_with_pictures(tmp_path):
     finished = start("-m", "lightning_al", "fit", *layers, *options)
     assert finished.returncode == 0, finished.stderr
     run = only_run(folder)
-    tables = run.column("al/picked/path")
-    history = json.loads((folder / "pool.json").read_text())["history"]
-    media = next(folder.glob("wandb/offline-run-*/files"))
+    tables = [artifact.manifest for artifact in run.artifacts if "alpicked" in artifact.name]
+    assert run.column("al/picked/nrows") == [3, 3]
     assert len(tables) == 2
-    for cycle, table in enumerate(tables):
-        content = json.loads((media / table).read_text())
+    history = json.loads((folder / "pool.json").read_text())["history"]
+    for cycle, manifest in enumerate(tables):
+        files = {entry.path: Path(entry.local_path) for entry in manifest.contents}
+        (content,) = (json.loads(file.read_text()) for path, file in files.items() if path.endswith("table.json"))
         assert content["columns"] == ["index", "cycle", "rank", "score", "predicted", "label", "sample"]
         picks = history[cycle + 1]
         assert [row[:4] for row in content["data"]] == [
             [picks["indices"][rank], cycle, rank, pytest.approx(picks["scores"][rank])] for rank in range(3)
         ]
         for row in content["data"]:
-            assert (media / row[-1]["path"]).stat().st_size > 60
-            assert (row[-1]["width"], row[-1]["height"]) == (8, 8)
+            with Image.open(files[row[-1]["path"]]) as picture, Image.open(picked(folder, cycle, row[0])) as kept:
+                assert picture.tobytes() == kept.tobytes()
     assert run.column("al/scores_table/nrows") == [60, 60]
     assert run.run_id == json.loads((folder / "tracking.json").read_text())["wandb"]["id"]
 

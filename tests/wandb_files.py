@@ -16,7 +16,7 @@ class WandbRun:
     axes: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    artifacts: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    artifacts: list[Any] = field(default_factory=list)
     run_id: str = ""
     ended: bool = False
 
@@ -65,10 +65,9 @@ def take(run: WandbRun, record: Any) -> None:
     elif record.HasField("summary"):
         update(run.summary, record.summary.update)
     elif record.HasField("artifact"):
-        run.artifacts.append((record.artifact.name, record.artifact.type, list(record.artifact.aliases)))
+        run.artifacts.append(record.artifact)
     elif record.HasField("request") and record.request.HasField("log_artifact"):
-        artifact = record.request.log_artifact.artifact
-        run.artifacts.append((artifact.name, artifact.type, list(artifact.aliases)))
+        run.artifacts.append(record.request.log_artifact.artifact)
     run.ended = run.ended or record.HasField("exit")
 
 
