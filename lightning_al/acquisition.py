@@ -230,7 +230,7 @@ class Acquisition(Callback, ABC):
         datamodule.save_pool()
         if trainer.loggers or self.picked_folder:
             with sheltered("Looking at the picks"), seeded(Stream.TRACKING, seed, pool.cycle):
-                figures |= {"candidates": len(indices)}
+                figures = {"candidates": len(indices), **figures}
                 outcome = observe(trainer, module, partial(self._load_best, trainer), figures, of_all, self.shown)
                 track_query(trainer.loggers, outcome, self.picked_folder)
         rank_zero_info(

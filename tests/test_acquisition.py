@@ -902,7 +902,7 @@ def test_the_query_is_timed_saved_and_announced(tmp_path, caplog):
         run = fit(EntropyAcquisition(5), data=data)
     assert set(run.query.seconds) == {"score", "select"}
     assert all(0 <= seconds < 60 for seconds in run.query.seconds.values())
-    assert re.search(r"EntropyAcquisition: labeled 5 more samples in \d+\.\d s; Pool\(25 of 120", caplog.text)
+    assert re.search(r"EntropyAcquisition: labeled 5 of 100 candidates in \d+\.\d s; Pool\(25 of 120", caplog.text)
     reloaded = make_data(pool_file=tmp_path / "pool.json")
     reloaded.setup("fit")
     assert reloaded.pool.history == run.pool.history

@@ -439,7 +439,7 @@ def test_passes_confidence_and_racing_are_logged_in_every_cycle(tmp_path, caplog
         assert row["al/racing"] == pytest.approx(float(query.pool[:, FINISHED].mean()))
         assert (row["al/racing"] < 1) is options.get("racing", False)
         said = f"passes {report['passes']:.4g}, confidence {report['confidence']:.4g}, racing {report['racing']:.4g};"
-        assert re.search(r"Spy: labeled 50 more samples in \d+\.\d s, " + re.escape(said), caplog.text)
+        assert re.search(r"Spy: labeled 50 of \d+ candidates in \d+\.\d s, " + re.escape(said), caplog.text)
 
 
 # ---------------------------------------------------------------- method, compile
