@@ -29,6 +29,9 @@ def main(processes: int, path: Path) -> None:
     probe = StatisticsProbe()
     picks_of(probe, processes, model=ToyClassifier)
     picks["networks that score"] = probe.seen
+    scores = ScoresProbe()
+    picks_of(scores, processes)
+    picks["scores of all"] = scores.seen
     path.write_text(json.dumps(picks))  # every process writes the same
     if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
         torch.distributed.barrier()
@@ -69,6 +72,21 @@ class StatisticsProbe(Acquisition):
     def select(self, query):
         self.seen.append(len(query.pool[:, 1].unique()))
         return query.pick(torch.arange(query.budget))
+
+
+class ScoresProbe(Acquisition):
+    """Note the scores of all candidates, of which each process hands on only its best."""
+
+    def __init__(self):
+        super().__init__(5)
+        self.seen = []
+
+    def measure(self, predictor, batch):
+        return predictor(batch).amax(1)
+
+    def figures(self, query):
+        self.seen.append([len(query.pool) < 100, query.scores.sort().values.tolist()])
+        return {}
 
 
 class ScheduledClassifier(ToyClassifier):

@@ -128,7 +128,11 @@ def test_two_processes_pick_what_one_picks(tmp_path):
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert finished.returncode == 0, finished.stderr
         picks.append(json.loads(path.read_text()))
-    assert len(picks[0]) == len(CASES) + len(WRAPPERS) + 2
+    assert len(picks[0]) == len(CASES) + len(WRAPPERS) + 3
     assert len(picks[0]["one batch"]) == 5
     assert picks[0]["networks that score"] == [1]
+    ((whole, expected),), ((shortlisted, found),) = (part.pop("scores of all") for part in picks)
+    assert (whole, shortlisted) == (False, True)
+    assert len(expected) == 100
+    assert found == expected
     assert picks[0] == picks[1]
