@@ -56,6 +56,8 @@ def main() -> int:
     comparison = Comparison({name: read_curves(own, METRIC) for name, own in paths.items()}, METRIC, "random")
     print(f"\n{comparison.to_markdown()}")
     print(f"The learning curve is in {draw_comparison(comparison, folder / 'learning_curve.png')}.")
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    print(f"What each cycle picked, as a page: .venv/bin/lightning-al report {shown}")
     return 0
 
 

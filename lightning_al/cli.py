@@ -22,32 +22,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_al.acquisition import Acquisition
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.loop import run_cycles
-from lightning_al.run_folder import RunRefusedError
+from lightning_al.run_folder import FREE_SETTINGS, RunRefusedError
 from lightning_al.wandb_tracking import run_id
 
-# what may change between the processes that continue a run: none of these has a say in which samples are picked
-FREE_SETTINGS = (
-    "config",
-    "cycles",
-    "data.num_workers",
-    "overwrite",
-    "shown",
-    "target",
-    "trainer.accelerator",
-    "trainer.default_root_dir",
-    "trainer.devices",
-    "trainer.enable_autolog_hparams",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.num_nodes",
-    "trainer.num_sanity_val_steps",
-    "trainer.profiler",
-    "trainer.strategy",
+EPILOG = (
+    "And `lightning-al compare`, strategies times seeds over one configuration, and `lightning-al report`, a page "
+    "about runs; each has a --help of its own."
 )
-
-EPILOG = "And `lightning-al compare`: strategies times seeds over one configuration; see `lightning-al compare --help`."
 
 
 class ActiveLearningCLI(LightningCLI):
@@ -199,6 +180,10 @@ def main(args: ArgsType = None) -> None:
         from lightning_al.compare import main as compare
 
         sys.exit(compare(sys.argv[2:]))
+    if args is None and sys.argv[1:2] == ["report"]:
+        from lightning_al.report.command import main as report
+
+        sys.exit(report(sys.argv[2:]))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())

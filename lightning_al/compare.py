@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lightning_al.comparison import Comparison
 from lightning_al.figures import draw_comparison
@@ -20,6 +19,7 @@ from lightning_al.files import write_atomically
 from lightning_al.launch import Run, check_settings, read_markers, run_all
 from lightning_al.learning_curves import read_curves
 from lightning_al.run_folder import RunRefusedError
+from lightning_al.terminal import say
 
 DEFAULT_SEEDS = 3
 LOG_LINES = 20  # shown of a failed run
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
     except RunRefusedError as refusal:
-        _say(f"lightning-al compare: {refusal}", sys.stderr)
+        say(f"lightning-al compare: {refusal}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        _say("Interrupted; the same command continues.", sys.stderr)
+        say("Interrupted; the same command continues.", sys.stderr)
         return 130
 
 
@@ -55,15 +55,15 @@ def _main(arguments: list[str]) -> int:
     markers = [run.marker() for run in runs]
     check_settings(read_markers(options.folder), markers, options.folder)
     finished = sum(run.finished for run in runs)
-    _say(f"{len(runs)} runs in {options.folder}, {finished} of them finished.")
+    say(f"{len(runs)} runs in {options.folder}, {finished} of them finished.")
     progress = _Progress(len(runs), finished, options.metric)
     failed = run_all(runs, options.workers, progress)
     if any(run.finished for run in runs):
         report(options.folder, options)
     if failed:
-        _say(f"\n{len(failed)} of {len(runs)} runs failed:", sys.stderr)
+        say(f"\n{len(failed)} of {len(runs)} runs failed:", sys.stderr)
         for run in failed:
-            _say(f"  {run.strategy} seed {run.seed}: {run.log}", sys.stderr)
+            say(f"  {run.strategy} seed {run.seed}: {run.log}", sys.stderr)
     return int(bool(failed))
 
 
@@ -107,10 +107,10 @@ def report(folder: Path, options: argparse.Namespace) -> Comparison:
     text = comparison.to_markdown()
     if missing:
         text += f"\nNo finished run: {', '.join(missing)}.\n"
-    _say(f"\n{text}")
+    say(f"\n{text}")
     write_atomically(folder / "comparison.md", text)
     write_atomically(folder / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-    _say(f"The learning curves are in {draw_comparison(comparison, folder / 'learning_curves.png')}.")
+    say(f"The learning curves are in {draw_comparison(comparison, folder / 'learning_curves.png')}.")
     return comparison
 
 
@@ -127,15 +127,15 @@ class _Progress:
         head = f"[{self.done}/{self.total}] {run.strategy} seed {run.seed}"
         if status:
             lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            _say("\n".join([f"{head} failed with status {status} after {minutes:.1f} min; {run.log} ends:", *lines]))
+            say("\n".join([f"{head} failed with status {status} after {minutes:.1f} min; {run.log} ends:", *lines]))
             return
         try:
             curve = read_curves({run.seed: run.path}, self.metric)
         except (OSError, ValueError) as error:
-            _say(f"{head}: {error}")
+            say(f"{head}: {error}")
             return
         last = f"{self.metric} {curve.values[0, -1]:.4f} with {curve.labels[-1]:g} labels"
-        _say(f"{head}: {last}, {minutes:.1f} min")
+        say(f"{head}: {last}, {minutes:.1f} min")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -231,10 +231,6 @@ def _parser() -> argparse.ArgumentParser:
         help="values of the metric whose cost in labels is reported (default: the baseline's last mean)",
     )
     return parser
-
-
-def _say(text: str, file: Any = None) -> None:
-    print(text, file=file or sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

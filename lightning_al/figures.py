@@ -22,12 +22,13 @@ MAX_MARKERS = 12  # on one curve
 MAX_TICKS = 8  # that name every cycle
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> Path:
+def draw_comparison(comparison: Comparison, path: Path, *, on_seconds: bool = False) -> Path:
     """Draw the mean learning curves, and beside them the paired differences of their areas to the baseline.
 
     Args:
         comparison: What to draw.
         path: The picture; its suffix chooses the format.
+        on_seconds: Draw the curves over the seconds of fit and query until then, and no differences beside them.
 
     Returns:
         The path.
@@ -43,14 +44,18 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
             'The figure needs matplotlib: pip install "lightning_al[report]".', name="matplotlib"
         ) from error
     styles = assign_styles(comparison)
-    paired = comparison.baseline in comparison.curves and bool(comparison.differences(comparison.baseline))
+    paired = (
+        not on_seconds
+        and comparison.baseline in comparison.curves
+        and bool(comparison.differences(comparison.baseline))
+    )
     figure = Figure(figsize=(12 if paired else 7, max(4.5, 1.5 + 0.32 * len(styles))), layout="constrained")
     if paired:
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
         _draw_differences(right, comparison, styles)
     else:
         left = figure.subplots()
-    _draw_curves(left, comparison, styles)
+    _draw_curves(left, comparison, styles, on_seconds)
     figure.savefig(path, dpi=150)
     return path
 
@@ -71,21 +76,20 @@ def assign_styles(comparison: Comparison) -> Styles:
     return styles
 
 
-def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles) -> None:
+def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles, on_seconds: bool) -> None:
     labels, ranked = comparison.labels, comparison.best_first()
     every = math.ceil(len(labels) / MAX_MARKERS)
     for place, name in enumerate(ranked):
         own, style = comparison.curves[name], styles[name]
         mean, sd = mean_and_sd(own.values)
         error = np.nan_to_num(sd) / math.sqrt(len(own.seeds))
+        x = own.seconds_passed.mean(0) if on_seconds else labels
         # the best on top, and markers of neighbors not on top of each other
         order, marks = 3 + len(ranked) - place, (place % every, every)
-        axes.plot(
-            labels, mean, label=_spaced(name), markersize=4, linewidth=1.5, markevery=marks, zorder=order, **style
-        )
-        axes.fill_between(labels, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0, zorder=2)
-    axes.set(xlabel="labeled samples", ylabel=comparison.metric)
-    if len(labels) <= MAX_TICKS:
+        axes.plot(x, mean, label=_spaced(name), markersize=4, linewidth=1.5, markevery=marks, zorder=order, **style)
+        axes.fill_between(x, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0, zorder=2)
+    axes.set(xlabel="seconds of fit and query" if on_seconds else "labeled samples", ylabel=comparison.metric)
+    if len(labels) <= MAX_TICKS and not on_seconds:
         axes.set_xticks(labels)
     counts = sorted({len(own.seeds) for own in comparison.curves.values()})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

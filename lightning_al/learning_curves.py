@@ -39,6 +39,13 @@ class LearningCurves:
         """The normalized area under each run's curve, of shape (S,)."""
         return area(self.labels, self.values)
 
+    @property
+    def seconds_passed(self) -> Array:
+        """The seconds of fits and queries until each cycle was tested, of shape (S, T); its own query comes after."""
+        queries = np.nan_to_num(self.query_seconds)
+        passed: Array = self.fit_seconds.cumsum(1) + queries.cumsum(1) - queries
+        return passed
+
     def select(self, seeds: Sequence[int]) -> "LearningCurves":
         """Return the curves of some seeds only, in the order given."""
         rows = [self.seeds.index(seed) for seed in seeds]

@@ -16,6 +16,28 @@ from lightning_al.files import write_atomically
 
 Record = dict[str, int | float]
 
+# what may change between the processes that continue a run: none of these has a say in which samples are picked
+FREE_SETTINGS = (
+    "config",
+    "cycles",
+    "data.num_workers",
+    "overwrite",
+    "shown",
+    "target",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable_autolog_hparams",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.num_nodes",
+    "trainer.num_sanity_val_steps",
+    "trainer.profiler",
+    "trainer.strategy",
+)
+
 
 class RunRefusedError(ValueError):
     """A run that must not begin or go on here; the message says why, and what to do."""
@@ -70,11 +92,7 @@ class RunFolder:
                 f"{self.table} counts finished cycles, but there is no {self.pool_file.name} beside it that says what "
                 "they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
             )
-        with self.table.open(encoding="utf-8", newline="") as file:
-            return [
-                {name: _number(text) for name, text in row.items() if text not in ("", None)}
-                for row in csv.DictReader(file)
-            ]
+        return read_table(self.table)
 
     @rank_zero_only
     def write_records(self, records: list[Record]) -> None:
@@ -113,11 +131,9 @@ class RunFolder:
         if not self.pool_file.exists():
             return
         begun = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else config
-        old, new = _flatten(_plain(begun)), _flatten(_plain(config))
+        old, new = flatten(_plain(begun)), flatten(_plain(config))
         differing = [
-            name
-            for name in dict.fromkeys((*old, *new))
-            if old.get(name) != new.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+            name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name) and not is_free(name, free)
         ]
         if differing:
             changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
@@ -156,6 +172,28 @@ class RunFolder:
         rank_zero_info(f"The old run is now in {old}.")
 
 
+def read_table(path: Path) -> list[Record]:
+    """Read `cycles.csv`: the records of the finished cycles, without what is empty."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {name: _number(text) for name, text in row.items() if text not in ("", None)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def is_free(name: str, free: Collection[str]) -> bool:
+    """Tell whether a dotted name, or what it lies under, is among those that may change."""
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+
+
 def format_table(records: list[Record]) -> str:
     """Lay records out as a table of plain text.
 
@@ -184,13 +222,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _number(text: str) -> int | float:

@@ -10,11 +10,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_al import wandb_tracking
+from lightning_al.environment import environment_of
 from lightning_al.outcome import Outcome, write_outcome
 from lightning_al.run_folder import Record, RunFolder
 from lightning_al.run_summary import metrics_of, summary_of
 
 STEPS = "steps"  # under this name the run folder remembers the last step of each cycle
+ENVIRONMENTS = "environments"  # and under this one what its cycles were made with
 SHOWN_QUANTILES = {"q05": 1, "q25": 5, "q50": 10, "q75": 15, "q95": 19}  # positions among 0, 5, ..., 100 %
 
 _told: set[str] = set()  # what was warned of
@@ -116,6 +118,7 @@ class Tracker:
                 self._begun.append(logger)
                 with sheltered(type(logger).__name__):
                     wandb_tracking.begin(logger, self.folder, self.config, self.target)
+        self._note_environment(trainer, cycle)
         loop, ended = trainer.fit_loop.epoch_loop, self.folder.read_notes().get(STEPS, [])
         if not hasattr(loop, "_batches_that_stepped"):
             _warn_once("This version of Lightning counts its steps elsewhere, so the curves of cycles overlap.")
@@ -134,6 +137,13 @@ class Tracker:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 with sheltered(type(logger).__name__):
                     wandb_tracking.log_records(logger, records, self.folder, self.target)
+
+    def _note_environment(self, trainer: Trainer, cycle: int) -> None:
+        """Remember versions and hardware, once more if the run goes on with others."""
+        known: list[dict[str, Any]] = self.folder.read_notes().get(ENVIRONMENTS, [])
+        now = environment_of(trainer)
+        if not known or {**known[-1], "cycle": 0} != {**now, "cycle": 0}:
+            self.folder.write_note(ENVIRONMENTS, [*known, {"cycle": cycle, **now}])
 
     def told_of_targets(self, records: Sequence[Record]) -> list[str]:
         """Return a sentence for each target: what it cost in labels."""

@@ -15,7 +15,7 @@ from lightning_al.outcome import Outcome
 from lightning_al.run_folder import RunFolder
 from lightning_al.testing import ToyClassifier
 from lightning_al.tracking import Tracker, log_at, query_metrics, sheltered, track_query
-from tests.runs import make_data, maker
+from tests.runs import make_data, make_trainer, maker
 
 ROOT = Path(__file__).parent.parent
 
@@ -189,9 +189,21 @@ def test_the_curves_go_on_in_a_new_process(tmp_path):
 
 
 def test_without_a_counter_to_set_a_warning_says_that_curves_overlap(tmp_path):
-    other_version = SimpleNamespace(loggers=[], fit_loop=SimpleNamespace(epoch_loop=object()))
+    other_version = make_trainer()
+    other_version.fit_loop = SimpleNamespace(epoch_loop=object())
     with pytest.warns(UserWarning, match="counts its steps elsewhere, so the curves of cycles overlap"):
         Tracker(RunFolder(tmp_path), {}, {}).begin_cycle(other_version, 1)
+
+
+def test_versions_and_hardware_are_noted_once_and_again_when_they_change(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=2, run_dir=tmp_path)
+    (first,) = folder.read_notes()["environments"]
+    assert first["cycle"] == 0
+    assert (first["torch"], first["device"]) == (torch.__version__.split("+")[0], "cpu")
+    monkeypatch.setattr("lightning_al.tracking.environment_of", lambda trainer: {"torch": "changed"})
+    run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=3, run_dir=tmp_path)
+    assert folder.read_notes()["environments"] == [first, {"cycle": 2, "torch": "changed"}]
 
 
 # ---------------------------------------------------------------- targets

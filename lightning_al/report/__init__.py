@@ -1,0 +1,1 @@
+"""The page that shows runs to a person: `lightning-al report`."""

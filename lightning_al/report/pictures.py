@@ -1,0 +1,165 @@
+"""The same as on the page in pictures, for slides and papers; matplotlib is imported when one is drawn."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_al.comparison import Comparison
+from lightning_al.figures import draw_comparison
+from lightning_al.report.charts import CLASS_COLORS, PICKS, POOL, classes_of, is_wide
+from lightning_al.report.groups import Group
+from lightning_al.report.runs import Query
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_PICKS = 16  # of a cycle, side by side
+MOST_CYCLES = 12  # of a contact sheet, evenly spaced
+
+
+def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder: Path) -> list[Path]:
+    """Draw the learning curves, and for the first seed of every strategy what its queries did.
+
+    Args:
+        comparison: Of strategies; None where there are no learning curves.
+        groups: All runs.
+        folder: Made if it is missing.
+
+    Returns:
+        The paths: `learning_curves.png`, `learning_curves_seconds.png` and `queries-<strategy>.png`.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    if comparison is not None:
+        drawn.append(draw_comparison(comparison, folder / "learning_curves.png"))
+        drawn.append(draw_comparison(comparison, folder / "learning_curves_seconds.png", on_seconds=True))
+    for group in groups:
+        run = group.runs[0]
+        if run.queries:
+            seed = "" if run.seed is None else f", seed {run.seed}"
+            file = folder / f"queries-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', group.name).strip('-')}.png"
+            drawn.append(draw_queries(run.queries, f"{group.name}{seed}", file))
+    return drawn
+
+
+def draw_queries(queries: Sequence[Query], title: str, path: Path) -> Path:
+    """Draw class mix, scores and a contact sheet of the queries of one run, as far as they are known.
+
+    Args:
+        queries: At least one.
+        title: Above it.
+        path: The picture.
+
+    Returns:
+        The path.
+
+    """
+    from matplotlib.figure import Figure
+
+    classes, scored = classes_of(queries), [query for query in queries if len(query.quantiles) == 21]
+    sheet = _contact_sheet(queries)
+    heights = [3.0] * bool(classes or scored) + ([9 * sheet.shape[0] / sheet.shape[1]] if sheet is not None else [])
+    figure = Figure(figsize=(10, 0.6 + sum(heights or [1.0])), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    rows = list(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1.0], squeeze=False)[:, 0])
+    if classes or scored:
+        above = list(np.ravel(rows.pop(0).subplots(1, bool(classes) + bool(scored))))
+        if classes:
+            _draw_classes(above.pop(0), queries, classes)
+        if scored:
+            _draw_scores(above.pop(0), scored)
+    if sheet is not None:
+        axes = rows.pop(0).subplots()
+        axes.imshow(sheet, interpolation="nearest", aspect="auto")
+        shown = _shown(queries)
+        axes.set_yticks((np.arange(len(shown)) + 0.5) * sheet.shape[0] / len(shown), [query.cycle for query in shown])
+        axes.set(ylabel="cycle", xlabel="picks, the first on the left", xticks=[])
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _draw_classes(axes: "Axes", queries: Sequence[Query], classes: Sequence[str]) -> None:
+    cycles = [query.cycle for query in queries]
+    bottom = np.zeros(len(queries))
+    for position, name in enumerate(classes):
+        counts = np.array([query.classes.get(name, 0) for query in queries])
+        axes.bar(cycles, counts, bottom=bottom, label=name, color=CLASS_COLORS[position % len(CLASS_COLORS)])
+        bottom += counts
+    axes.set(xlabel="cycle", ylabel="picks by class")
+    axes.locator_params(integer=True)
+    axes.legend(
+        reverse=True, fontsize=7, ncols=1 + len(classes) // 12, frameon=False, bbox_to_anchor=(1, 1), loc="upper left"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_scores(axes: "Axes", queries: Sequence[Query]) -> None:
+    sides: list[tuple[str, str, float, list[Any]]] = [
+        ("candidates", POOL, -0.2, [query.quantiles for query in queries])
+    ]
+    if all(query.scores for query in queries):
+        picks = [np.quantile(query.scores, np.linspace(0, 1, 21)) for query in queries]
+        sides.append(("picks", PICKS, 0.2, picks))
+    for name, color, shift, rows in sides:
+        boxes = [
+            {"whislo": row[1], "q1": row[5], "med": row[10], "q3": row[15], "whishi": row[19], "fliers": []}
+            for row in rows
+        ]
+        look = {"facecolor": color, "alpha": 0.6, "label": name}
+        positions = [query.cycle + shift for query in queries]
+        axes.bxp(boxes, positions, widths=0.35, patch_artist=True, boxprops=look, manage_ticks=False)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(
+        list(dict(zip(names, handles, strict=True)).values()), list(dict.fromkeys(names)), fontsize=8, frameon=False
+    )
+    axes.set(
+        xlabel="cycle",
+        ylabel="score",
+        yscale="log" if is_wide([row for *_, rows in sides for row in rows]) else "linear",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shown(queries: Sequence[Query]) -> list[Query]:
+    rows = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), MOST_CYCLES)).round().astype(int))
+    return [queries[row] for row in rows]
+
+
+def _contact_sheet(queries: Sequence[Query]) -> Any:
+    """Return (H, W, 3) pixels, one row of pictures per cycle; None if the picks are no pictures."""
+    from PIL import Image
+
+    rows = [[_picture(query, pick["file"]) for pick in query.picks[:MOST_PICKS]] for query in _shown(queries)]
+    sides = [max(picture.size) for row in rows for picture in row if picture is not None]
+    if not sides:
+        return None
+    side, columns = max(min(max(sides), 128), 32), max(map(len, rows))
+    sheet = Image.new("RGB", (columns * (side + 4), len(rows) * (side + 4)), "white")
+    for down, row in enumerate(rows):
+        for across, picture in enumerate(row):
+            if picture is not None:
+                scale = side / max(picture.size)
+                size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+                sheet.paste(
+                    picture.resize(size, Image.Resampling.NEAREST), (across * (side + 4) + 2, down * (side + 4) + 2)
+                )
+    return np.asarray(sheet)
+
+
+def _picture(query: Query, file: str) -> Any:
+    from PIL import Image
+
+    if not file.endswith(".png"):
+        return None
+    try:
+        with Image.open(query.folder / Path(file).name) as picture:
+            return picture.convert("RGB")
+    except OSError:  # it is gone
+        return None

@@ -1,0 +1,68 @@
+import re
+
+import pytest
+
+from lightning_al import EntropyAcquisition, Pool
+from lightning_al.report.runs import find_runs
+from lightning_al.run_folder import RunRefusedError
+from tests.report.runs import real_run, written_run
+
+
+def test_a_real_run_is_read_whole(tmp_path):
+    folder = real_run(tmp_path / "run", lambda: EntropyAcquisition(6), seed=3)
+    (run,) = find_runs([folder])
+    history = Pool.load(folder / "pool.json").history
+    assert (run.strategy, run.seed, run.path) == ("EntropyAcquisition", 3, folder)
+    assert [record["labeled"] for record in run.records] == [10, 16]
+    assert [query.cycle for query in run.queries] == [0, 1]
+    for query, labeling in zip(run.queries, history[1:], strict=True):
+        assert [int(row["index"]) for row in query.picks] == labeling.indices
+        assert query.scores == labeling.scores
+        assert sum(query.classes.values()) == 6
+        assert len(query.quantiles) == 21
+        assert all((query.folder / row["file"]).is_file() for row in query.picks)
+    assert run.environments[0]["device"] == "cpu"
+    assert not run.unfinished
+
+
+def test_runs_inside_a_folder_are_found_once_by_strategy_and_seed(tmp_path):
+    for seed in (10, 2):
+        written_run(tmp_path / f"margin-seed-{seed}", marker={"strategy": "margin", "seed": seed})
+    written_run(tmp_path / "bald-seed-0", marker={"strategy": "bald", "seed": 0})
+    (tmp_path / "logs").mkdir()
+    runs = find_runs([tmp_path, tmp_path / "bald-seed-0"])
+    assert [(run.strategy, run.seed) for run in runs] == [("bald", 0), ("margin", 2), ("margin", 10)]
+
+
+def test_names_and_seeds_come_from_what_there_is(tmp_path):
+    cli = {"seed_everything": 4, "acquisition": {"class_path": "lightning_al.MarginAcquisition"}, "cycles": 5}
+    (of_cli,) = find_runs([written_run(tmp_path / "one", config=cli)])
+    assert (of_cli.strategy, of_cli.seed, of_cli.planned, of_cli.unfinished) == ("MarginAcquisition", 4, 5, True)
+    (interrupted,) = find_runs([written_run(tmp_path / "power-seed-1", config=cli)])
+    assert interrupted.strategy == "power"
+    (bare,) = find_runs([written_run(tmp_path / "bare")])
+    assert (bare.strategy, bare.seed, bare.unfinished, bare.queries, bare.environments) == ("bare", None, False, [], [])
+
+
+@pytest.mark.parametrize("lost", ["pool.json", "config.yaml", "tracking.json", "cycle-00/picked/query.json"])
+def test_a_run_that_lost_a_file_is_still_shown(tmp_path, lost):
+    folder = real_run(tmp_path / "run", lambda: EntropyAcquisition(6), seed=0)
+    (folder / lost).unlink()
+    (run,) = find_runs([folder])
+    assert [record["labeled"] for record in run.records] == [10, 16]
+    assert [query.cycle for query in run.queries] == ([1] if "query" in lost else [0, 1])
+
+
+def test_a_missing_an_empty_and_a_broken_folder_are_refused_with_the_reason(tmp_path):
+    with pytest.raises(RunRefusedError, match=rf"There is no folder {re.escape(str(tmp_path / 'no'))}"):
+        find_runs([tmp_path / "no"])
+    with pytest.raises(RunRefusedError, match="holds no run with a finished cycle"):
+        find_runs([tmp_path])
+    folder = written_run(tmp_path / "run")
+    (folder / "cycles.csv").write_text("this,is\n1,2\n")
+    with pytest.raises(RunRefusedError, match=r"cannot be read .*no `cycle` or `labeled`"):
+        find_runs([folder])
+    (folder / "config.yaml").write_text("a: [")
+    (folder / "cycles.csv").write_text("cycle,labeled\n1,2\n")
+    with pytest.raises(RunRefusedError, match="cannot be read"):
+        find_runs([folder])
