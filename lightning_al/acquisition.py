@@ -267,7 +267,7 @@ class Acquisition(Callback, ABC):
             else:
                 candidates = survey.read(indices, shortlist)
             labels = sorted(datamodule.pool.labeled) if self.needs_labeled else []
-            labeled = survey.read(labels, ranked=False, scored=False).rows if labels else None
+            labeled = survey.read(labels, ranked=False, scored=False, called="labeled").rows if labels else None
         rows, mean, scores = candidates.rows, candidates.mean, candidates.scores
         return Query(rows, candidates.indices, budget, generator, labeled, mean, scores)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_al.adapters import Output, Predictor, take_rows
+from lightning_al.progress import tell_pass
 from lightning_al.seeding import derive_seed
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -102,9 +103,10 @@ def dropout_passes(
     Cost: one forward pass per draw.
 
     """
-    for entropy in draws:
+    for step, entropy in enumerate(draws, start=1):
         with dropout(predictor.module, *entropy):
             outputs = predictor.output(batch, output)
+        tell_pass(step, len(draws), len(outputs))
         yield outputs
 
 

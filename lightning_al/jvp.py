@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_al.adapters import Output, Predictor
 from lightning_al.noise import Noise
 from lightning_al.perturb import Deviation, Seed
+from lightning_al.progress import tell_pass
 from lightning_al.scoring import is_out_of_memory
 from lightning_al.seeding import make_generator
 
@@ -100,6 +101,7 @@ class ForwardDerivatives:
                     for change in changes:
                         yield Deviation(position, step, change, output)
                         step += 1
+                        tell_pass(step, len(seeds), len(output))
             start += count
 
     def probe(self, batch: Any, seed: Seed) -> None:

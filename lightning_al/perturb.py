@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_al.noise import Noise
 from lightning_al.prefix import CleanPrefix, record_prefix
+from lightning_al.progress import tell_pass
 from lightning_al.seeding import make_generator
 
 Seed = tuple[int, ...]
@@ -165,6 +166,7 @@ class FiniteDifferences:
             with perturbed(self._parameters, steps):
                 for start in group:
                     yield Deviation(start.position, step, start.run() - start.clean, start.clean)
+                    tell_pass(step + 1, len(seeds), len(start.clean))
 
     def _groups(self, chunk: Sequence[Any], seed: Seed, clean: Sequence[Tensor] | None) -> Iterator[list[Start]]:
         """Run the clean passes, as many at a time as may be held."""

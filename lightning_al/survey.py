@@ -43,6 +43,7 @@ class Survey:
         shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
         ranked: bool = True,
         scored: bool = True,
+        called: str = "",
     ) -> Measured:
         """Measure some samples.
 
@@ -51,6 +52,7 @@ class Survey:
             shortlist: Returns which rows of one process all processes need, or None for all.
             ranked: Whether samples will be picked by these.
             scored: Whether these rows have scores.
+            called: What these samples are, for the progress bar.
 
         Returns:
             The measurements, the same on every process.
@@ -59,7 +61,8 @@ class Survey:
         if not part:
             return Measured([], torch.empty(0), 0, torch.empty(0))
         loader = self.datamodule.pool_dataloader(part)
-        with progress_bar(self.trainer, len(part) // self.trainer.world_size, self.name) as advance:
+        title = f"{self.name}, {called}" if called else self.name
+        with progress_bar(self.trainer, len(part) // self.trainer.world_size, title) as advance:
             indices, rows = measure_pool(self.measure, loader, self.transfer, advance=advance)
         score = self.score if scored else lambda rows: None
         return collect(self.trainer, self.name, part, share_of(loader), indices, rows, shortlist, ranked, score)
@@ -83,7 +86,7 @@ class Survey:
             The measurements of the whole part.
 
         """
-        first = self.read(pilot, ranked=False, scored=False)
+        first = self.read(pilot, ranked=False, scored=False, called="pilot")
         rows = learn(first.rows)
         head = set(pilot)
         rest = self.read([index for index in part if index not in head], shortlist, ranked=False)

@@ -1,13 +1,14 @@
 """Several sets of weights for one module: collected, laid out as the module lays out its own, and swapped in."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_al.adapters import Predictor
+from lightning_al.progress import tell_pass
 
 Weights = Mapping[str, Tensor]
 
@@ -90,7 +91,7 @@ def loaded(module: nn.Module, weights: Weights) -> Iterator[None]:
             tensor.data = before
 
 
-def weight_passes(predictor: Predictor, batch: Any, members: Iterable[Weights]) -> Iterator[Tensor]:
+def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) -> Iterator[Tensor]:
     """Predict a batch with one set of weights after the other.
 
     Args:
@@ -102,9 +103,10 @@ def weight_passes(predictor: Predictor, batch: Any, members: Iterable[Weights]) 
         K tensors of class probabilities (B, C, *positions).
 
     """
-    for weights in members:
+    for step, weights in enumerate(members, start=1):
         with loaded(predictor.module, weights):
             probs = predictor.probabilities(batch)
+        tell_pass(step, len(members), len(probs))
         yield probs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -916,89 +916,6 @@ def test_a_cycle_that_was_queried_before_is_not_queried_again(caplog):
         fit(EntropyAcquisition(5), data=data)
     assert "EntropyAcquisition: cycle 0 was queried before; nothing is labeled again." in caplog.text
     assert data.pool.cycle == 1
-
-
-# ---------------------------------------------------------------- progress
-
-
-def test_no_progress_bar_prints_nothing(capsys):
-    fit(EntropyAcquisition(5))
-    assert "EntropyAcquisition" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-def test_the_tqdm_bar_counts_the_samples(capsys, disabled):
-    bar = TQDMProgressBar(refresh_rate=0 if disabled else 1)
-    fit(bar, EntropyAcquisition(5), data=make_data(pool_batch_size=10), enable_progress_bar=True)
-    out = capsys.readouterr().out
-    assert ("Epoch 1" in out) is not disabled
-    assert bool(re.search(r"EntropyAcquisition: +0%.*0/100", out)) is not disabled
-
-
-@pytest.fixture
-def wide_terminal():
-    yield {"force_terminal": True, "width": 200}
-    import rich
-
-    rich.reconfigure()
-
-
-def test_the_rich_bar_joins_the_display_of_the_trainer(capsys, wide_terminal):
-    # rich before 14.1 refuses a second live display, and this one is alive until the fit's teardown
-    bar, displays = RichProgressBar(console_kwargs=wide_terminal), []
-
-    class Spy(EntropyAcquisition):
-        def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
-            displays.append([(task.description, task.completed, task.total) for task in bar.progress.tasks])
-            return super().measure_chunk(predictor, chunk)
-
-    run = fit(bar, Spy(5), enable_progress_bar=True, max_epochs=1)
-    assert [task for task in displays[0] if task[0] == "Spy"] == [("Spy", 0, 100)]
-    assert re.search(r"Spy .*0/100", capsys.readouterr().out)
-    assert not [task for task in bar.progress.tasks if task.description == "Spy"]
-    assert len(run.query.indices) == 5
-
-
-def test_a_disabled_rich_bar_shows_nothing(capsys):
-    run = fit(RichProgressBar(refresh_rate=0), EntropyAcquisition(5), enable_progress_bar=True)
-    assert "EntropyAcquisition" not in capsys.readouterr().out
-    assert len(run.query.indices) == 5
-
-
-def test_bars_move_by_the_samples_of_each_chunk(monkeypatch):
-    from lightning_al.progress import progress_bar
-
-    class Display:
-        """As much of rich's as is used."""
-
-        def __init__(self) -> None:
-            self.tasks: list[str] = []
-            self.moved: list[int] = []
-
-        def add_task(self, description: str, total: int) -> int:
-            self.tasks.append(f"{description} of {total}")
-            return 0
-
-        def advance(self, task: int, samples: int) -> None:
-            self.moved.append(samples)
-
-        def remove_task(self, task: int) -> None:
-            self.tasks.pop()
-
-    bar = RichProgressBar()
-    bar.progress = Display()
-    trainer = SimpleNamespace(progress_bar_callback=bar, is_global_zero=True)
-    monkeypatch.setattr(bar, "refresh", lambda: None)
-    with progress_bar(trainer, 7, "Name") as advance:
-        advance(4)
-        advance(3)
-        assert bar.progress.tasks == ["Name of 7"]
-    assert bar.progress.moved == [4, 3]
-    assert bar.progress.tasks == []
-    trainer.is_global_zero = False
-    with progress_bar(trainer, 7, "Name") as advance:
-        advance(7)
-    assert bar.progress.moved == [4, 3]
 
 
 def test_the_tensor_dataset_of_everybody_works():
