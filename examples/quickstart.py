@@ -1,14 +1,20 @@
 """Active learning in Python: the two lines for one query, and all cycles. Runs on a CPU in seconds."""
 
 import logging
+import sys
+import warnings
+from pathlib import Path
 
 from lightning.pytorch import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from examples.digits import DigitsClassifier, DigitsDataModule
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, run_cycles
 
 QUIET = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")  # its own use of torch
 
 
 def make(cycle: int) -> tuple[Trainer, DigitsClassifier]:

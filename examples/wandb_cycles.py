@@ -9,6 +9,7 @@ continues an interrupted run under the same id.
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50, help="per cycle (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs", "wandb_cycles"), help="default: %(default)s")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")  # its own use of torch
     options.folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         project=options.project, save_dir=options.folder, offline=not options.online, id=run_id(options.folder)

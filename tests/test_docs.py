@@ -43,6 +43,16 @@ def test_the_python_of_the_readme_prints_what_the_readme_shows(tmp_path):
 )
 def test_the_commands_of_the_readme_run(command, tmp_path):
     arguments, short = shlex.split(command), ["--cycles", "1", "--trainer.max_epochs", "2"]
+    if arguments[0] == "report":  # of a run as the command above it makes one
+        arguments = shlex.split("fit --config configs/digits.yaml --config configs/strategies/margin.yaml")
+        made = run(
+            "-m", "lightning_al", *arguments, "--trainer.default_root_dir", tmp_path / "run", *short, folder=ROOT
+        )
+        assert made.returncode == 0, made.stderr
+        finished = run("-m", "lightning_al", "report", tmp_path / "run", folder=ROOT)
+        assert finished.returncode == 0, finished.stderr
+        assert "MarginAcquisition" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        return
     if arguments[0] == "compare":
         arguments += ["--seeds", "1", "--folder", tmp_path, "--", "--trainer.logger", "false"]
         folder = tmp_path / "random-seed-0"
