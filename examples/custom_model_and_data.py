@@ -1,9 +1,9 @@
 """Your own model and data, unchanged: a regression on dictionaries, with transforms and a validation set.
 
 The two classes are what a project has before it hears of active learning: batches are dictionaries, the training step
-takes its inputs from them, targets are standardized inside, `predict_step` gives them back in their unit. All that active
-learning adds is in `main`. The data are scikit-learn's 442 diabetes patients: ten measurements, and how far the disease
-is a year later (Efron et al., Least Angle Regression, 2004).
+takes its inputs from them, targets are standardized inside, `predict_step` gives them back in their unit. All that
+active learning adds is in `main`. The data are scikit-learn's 442 diabetes patients: ten measurements, and how far the
+disease is a year later (Efron et al., Least Angle Regression, 2004).
 
     python examples/custom_model_and_data.py
 """

@@ -74,7 +74,7 @@ def test_the_readme_names_every_strategy_and_every_link_leads_somewhere():
 
 
 def test_the_quickstart_runs(tmp_path):
-    finished = run("-m", "examples.quickstart", folder=tmp_path)
+    finished = run(ROOT / "examples" / "quickstart.py", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert [labels for labels, _ in RESULT.findall(finished.stdout)] == ["20", "40", "60", "80", "100"]
 

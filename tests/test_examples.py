@@ -100,7 +100,7 @@ def test_the_notebook_is_kept_as_it_was_run():
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert "/home" not in NOTEBOOK.read_text(encoding="utf-8")
+    assert str(ROOT) not in NOTEBOOK.read_text(encoding="utf-8")
 
 
 def test_the_table_of_examples_names_them_all():
