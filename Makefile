@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test docs lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,8 +22,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Active learning on handwritten digits, on the CPU
 	@$(BIN)/python examples/demo.py
 
-test: lint ## All that must pass before a change lands: lint, types, tests
+test: lint docs ## All that must pass before a change lands: lint, types, documentation, tests
 	$(BIN)/pytest
+
+docs: $(STAMP) ## Build the documentation into site/; a warning fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP) ## Style, format and types
 	$(BIN)/ruff check
@@ -35,5 +38,5 @@ format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff format
 
 clean: ## Remove caches and build outputs; .venv and runs/ stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find lightning_al tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
