@@ -15,6 +15,7 @@ from lightning_al.wandb_tracking import STEPS_PER_PROCESS, run_id
 from tests.runs import make_data, maker
 from tests.test_tracking import StepClassifier
 from tests.wandb_files import read_when_written
+from tests.wandb_server import KEY, wandb_server
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,9 +27,9 @@ def _quiet(monkeypatch):
     monkeypatch.setattr(tracking, "_told", set())
 
 
-def start(*arguments):
+def start(*arguments, **environment):
     """Run a process as from a shell of its own: with no service of this one's, which would outlive it."""
-    own = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+    own = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name} | environment
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=own, capture_output=True, text=True, timeout=300)
 
 
@@ -112,6 +113,29 @@ def test_a_run_that_died_goes_on_under_its_id(tmp_path):
     assert [point["al/labeled"] for point in second.points if "al/test/accuracy" in point] == [15, 20]
     steps = [point["trainer/global_step"] for point in second.points if "train/global_step" in point]
     assert steps == list(range(4, 4 + 4 + 6))
+
+
+def test_online_a_server_gets_every_point_table_and_pool_from_two_processes(tmp_path):
+    with wandb_server() as server:
+        online = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+        for cycles in ("2", "3"):
+            finished = start("-m", "tests.wandb_run", str(tmp_path), cycles, **online)
+            assert finished.returncode == 0, finished.stderr
+    assert server.asked.count("RunResumeStatus") == 2
+    steps = [point["_step"] for point in server.history]
+    assert steps == sorted(set(steps)), "a point at a step that was there already is lost"
+    cycles = [point["al/labeled"] for point in server.history if "al/test/accuracy" in point]
+    assert cycles == [10, 15, 20]
+    assert any("lightning_al" in config for config in server.configs)
+    pools = [made for made in server.artifacts if made["artifactTypeName"] == "pool"]
+    aliases = [sorted(alias["alias"] for alias in made["aliases"]) for made in pools]
+    assert aliases == [[f"cycle-{cycle}", "latest"] for cycle in range(3)]
+    kept = [content for path, content in server.files.items() if path.endswith("/pool.json")]
+    assert (tmp_path / "run" / "pool.json").read_bytes() in kept
+    tables = [content for path, content in server.files.items() if "media/table/al/picked" in path]
+    assert [len(json.loads(table)["data"]) for table in tables] == [5] * len(tables)
+    assert len(tables) >= 3
+    assert server.committed == len(server.artifacts)
 
 
 def test_an_id_stays_until_a_run_is_overwritten(tmp_path):

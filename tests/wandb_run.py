@@ -1,4 +1,4 @@
-"""A run with W&B, offline, in a process of its own, which may die in its second cycle.
+"""A run with W&B in a process of its own, which may die in its second cycle; offline unless WANDB_BASE_URL is set.
 
 python -m tests.wandb_run folder cycles [hook]
 """
@@ -17,7 +17,8 @@ from tests.test_tracking import StepClassifier
 
 def main(folder: Path, cycles: int, hook: str | None = None) -> None:
     os.environ["WANDB_SILENT"] = "true"
-    logger = WandbLogger(project="test", save_dir=folder, offline=True, id=run_id(folder / "run"))
+    offline = "WANDB_BASE_URL" not in os.environ
+    logger = WandbLogger(project="test", save_dir=folder, offline=offline, id=run_id(folder / "run"))
 
     def make(cycle):
         crash = [Crash(hook)] if hook and cycle == 1 else []
