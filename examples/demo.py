@@ -66,7 +66,8 @@ def run_first_shown(runs: list[Run]) -> list[Run]:
     shown = next((run for run in runs if run.strategy == "noise_stability"), runs[0])
     if not shown.finished:
         print(f"$ {shlex.join(['lightning-al', *shown.command])}", flush=True)
-        failed = run_all([shown], 1, tell, shown=True)
+        # with the processor's share of one of several runs: so small a network gains nothing from more threads
+        failed = run_all([shown], os.cpu_count() or 1, tell, shown=True)
         if failed:
             return failed
     others = [run for run in runs if run != shown]
