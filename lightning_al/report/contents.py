@@ -19,7 +19,7 @@ from lightning_al.report.runs import Query, ReportedRun
 from lightning_al.run_folder import show
 from lightning_al.run_summary import SECONDS, metrics_of
 
-MEDIA_BYTES = 5_000_000  # of a page, a third more as text, beside Plotly's 5 MB
+MEDIA_BYTES = 3_500_000  # of a page, a third more as text, beside Plotly's 5 MB
 MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav"}
 FIGURES = {
     "redundancy": "redundancy of the picks",

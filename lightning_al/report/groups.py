@@ -13,6 +13,7 @@ from lightning_al.run_summary import metrics_of
 
 SEEDS = ("seed_everything", "data.seed")
 MOST_NAMED = 3  # settings that tell groups of one name apart
+LONGEST_NAME = 60  # characters of these
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,14 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
         runs: Any runs.
 
     Returns:
-        Groups with names of their own, in the order of their first runs. Runs of the same settings and seed are groups
-        of one, named after their folders.
+        Groups with names of their own, in the order of their first runs. Runs of a comparison belong together by their
+        folder. Runs of the same settings and seed are groups of one, named after their folders.
 
     """
     by_settings: dict[tuple[str, str], list[ReportedRun]] = {}
     for run in runs:
-        by_settings.setdefault((run.strategy, repr(sorted(_settings(run).items()))), []).append(run)
+        key = str(run.path.resolve().parent) if run.compared else repr(sorted(_settings(run).items()))
+        by_settings.setdefault((run.strategy, key), []).append(run)
     groups: list[Group] = []
     for (strategy, _), alike in by_settings.items():
         several = Counter(name for name, _ in by_settings)[strategy] > 1
@@ -138,7 +140,7 @@ def _labels(run: ReportedRun) -> tuple[float, ...]:
 
 
 def _settings(run: ReportedRun) -> dict[str, Any]:
-    settings = run.config or run.marker.get("settings") or {}
+    settings = run.marker.get("settings") or run.config
     return {name: value for name, value in flatten(settings).items() if not is_free(name, (*FREE_SETTINGS, *SEEDS))}
 
 
@@ -146,9 +148,9 @@ def _told_apart(run: ReportedRun, strategy: str, by_settings: dict[tuple[str, st
     """Return the settings in which a group differs from others of its strategy, or its folder."""
     own = _settings(run)
     others = [_settings(alike[0]) for (name, _), alike in by_settings.items() if name == strategy]
-    differing = [name for name in own if any(other.get(name) != own[name] for other in others)]
-    named = [f"{name.rpartition('.')[2]}={own[name]}" for name in differing[:MOST_NAMED]]
-    return ", ".join(named) or run.path.parent.name
+    differing = [name for name in own if any(other.get(name, own[name]) != own[name] for other in others)]
+    named = ", ".join(f"{name.rpartition('.')[2]}={own[name]}" for name in differing[:MOST_NAMED])
+    return (named if len(named) <= LONGEST_NAME else f"{named[: LONGEST_NAME - 1]}…") or run.path.resolve().parent.name
 
 
 def _is_cost(name: str) -> bool:

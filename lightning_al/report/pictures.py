@@ -21,7 +21,7 @@ MOST_CYCLES = 12  # of a contact sheet, evenly spaced
 
 
 def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder: Path) -> list[Path]:
-    """Draw the learning curves, and for the first seed of every strategy what its queries did.
+    """Draw the learning curves, and for the first seed of every strategy that tells of its queries what they did.
 
     Args:
         comparison: Of strategies; None where there are no learning curves.
@@ -41,8 +41,8 @@ def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder
         drawn.append(draw_comparison(comparison, folder / "learning_curves.png"))
         drawn.append(draw_comparison(comparison, folder / "learning_curves_seconds.png", on_seconds=True))
     for group in groups:
-        run = group.runs[0]
-        if run.queries:
+        run = next((run for run in group.runs if run.queries), None)
+        if run is not None:
             seed = "" if run.seed is None else f", seed {run.seed}"
             file = folder / f"queries-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', group.name).strip('-')}.png"
             drawn.append(draw_queries(run.queries, f"{group.name}{seed}", file))

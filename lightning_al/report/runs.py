@@ -68,6 +68,11 @@ class ReportedRun:
     history: Sequence[Labeling] = ()
 
     @property
+    def compared(self) -> bool:
+        """Whether the run is one of a comparison, which has checked that its runs differ in strategy and seed only."""
+        return bool(self.marker) or NAMED.fullmatch(self.path.name) is not None
+
+    @property
     def strategy(self) -> str:
         """The name of the strategy file, as far as the run is of a comparison, or the class of the acquisition."""
         section = self.config.get("acquisition") or {}

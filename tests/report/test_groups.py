@@ -54,6 +54,18 @@ def test_unfinished_runs_and_other_numbers_of_labels_are_left_out_of_means(tmp_p
         compare_groups(groups, "test/accuracy", "entropy", False, [])
 
 
+def test_runs_of_a_comparison_belong_together_with_or_without_their_configuration(tmp_path):
+    for folder in ("first", "second"):
+        for seed in (0, 1):
+            # kept results have no configuration, and an unfinished run has no marker
+            marker = {"strategy": "margin", "seed": seed} if seed or folder == "second" else None
+            config = settings(seed) if not seed else None
+            written_run(tmp_path / folder / f"margin-seed-{seed}", marker=marker, config=config)
+    groups = group_runs(find_runs([tmp_path / "first", tmp_path / "second"]))
+    assert [group.name for group in groups] == ["margin (first)", "margin (second)"]
+    assert [[run.seed for run in group.runs] for group in groups] == [[0, 1], [0, 1]]
+
+
 def test_the_metric_is_the_first_that_is_no_cost_and_that_all_have(tmp_path):
     runs = find_runs([written_run(tmp_path / "one"), written_run(tmp_path / "two")])
     assert choose_metric(runs, None) == ("test/accuracy", False)
