@@ -23,7 +23,7 @@ demo: $(STAMP) ## Active learning on handwritten digits, on the CPU
 	@$(BIN)/python examples/demo.py
 
 test: lint docs ## All that must pass before a change lands: lint, types, documentation, tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 docs: $(STAMP) ## Build the documentation into site/; a warning fails it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
