@@ -129,7 +129,7 @@ def labeled_points(data):
         ({"callbacks": [EarlyStopping("train/loss", stopping_threshold=100.0)]}, 1),
         ({"fast_dev_run": True}, 1),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),  # no object's address in a name
 )
 def test_without_randomness_a_member_becomes_bit_for_bit_what_the_outer_module_became(options, epochs):
     callbacks = options.pop("callbacks", []) if "callbacks" in (options := dict(options)) else []
