@@ -19,7 +19,7 @@ from lightning_al.files import write_atomically
 from lightning_al.launch import Run, check_settings, read_markers, run_all
 from lightning_al.learning_curves import read_curves
 from lightning_al.run_folder import RunRefusedError
-from lightning_al.terminal import say
+from lightning_al.terminal import add_target, say
 
 DEFAULT_SEEDS = 3
 LOG_LINES = 20  # shown of a failed run
@@ -223,13 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lower-is-better", action="store_true", help="the metric is an error")
     parser.add_argument("--baseline", default="random", help="what all are compared with (default: %(default)s)")
     parser.add_argument("--against", nargs="+", default=[], metavar="NAME", help="compare all with these, too")
-    parser.add_argument(
-        "--target",
-        nargs="+",
-        type=float,
-        default=[],
-        help="values of the metric whose cost in labels is reported (default: the baseline's last mean)",
-    )
+    add_target(parser)
     return parser
 
 

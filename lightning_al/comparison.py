@@ -203,8 +203,8 @@ class Comparison:
     def _seconds_part(self) -> list[str]:
         rows = []
         for name, own in self.curves.items():
-            queries = own.query_seconds[~np.isnan(own.query_seconds)]
-            rows.append([name, f"{own.fit_seconds.mean():.2f}", f"{queries.mean():.2f}" if len(queries) else "-"])
+            query = own.mean_query_seconds
+            rows.append([name, f"{own.fit_seconds.mean():.2f}", "-" if math.isnan(query) else f"{query:.2f}"])
         head = ["strategy", "fit", "score and select"]
         return ["## Seconds per cycle", "Mean over cycles and seeds.", _table(head, rows)]
 
@@ -227,7 +227,12 @@ def _difference_cells(difference: PairedDifference, decimals: int) -> list[str]:
     mean, low, high = (f"{number:+.{decimals}f}" for number in (difference.mean, difference.low, difference.high))
     if difference.pairs == 1:
         return [mean, "-", "-"]
-    return [mean, f"{low} to {high}", "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"]
+    return [mean, f"{low} to {high}", format_p_value(difference.p_value)]
+
+
+def format_p_value(p_value: float) -> str:
+    """Say a p-value with three decimals, or that it is below them."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _needed_cell(needed: Array, first: float) -> str:

@@ -46,6 +46,12 @@ class LearningCurves:
         passed: Array = self.fit_seconds.cumsum(1) + queries.cumsum(1) - queries
         return passed
 
+    @property
+    def mean_query_seconds(self) -> float:
+        """The mean over the cycles that queried; NaN if none did."""
+        queries = self.query_seconds[~np.isnan(self.query_seconds)]
+        return float(queries.mean()) if len(queries) else math.nan
+
     def select(self, seeds: Sequence[int]) -> "LearningCurves":
         """Return the curves of some seeds only, in the order given."""
         rows = [self.seeds.index(seed) for seed in seeds]

@@ -118,7 +118,8 @@ class Tracker:
                 self._begun.append(logger)
                 with sheltered(type(logger).__name__):
                     wandb_tracking.begin(logger, self.folder, self.config, self.target)
-        self._note_environment(trainer, cycle)
+        with sheltered("Noting versions and hardware"):
+            self._note_environment(trainer, cycle)
         loop, ended = trainer.fit_loop.epoch_loop, self.folder.read_notes().get(STEPS, [])
         if not hasattr(loop, "_batches_that_stepped"):
             _warn_once("This version of Lightning counts its steps elsewhere, so the curves of cycles overlap.")
@@ -142,7 +143,7 @@ class Tracker:
         """Remember versions and hardware, once more if the run goes on with others."""
         known: list[dict[str, Any]] = self.folder.read_notes().get(ENVIRONMENTS, [])
         now = environment_of(trainer)
-        if not known or {**known[-1], "cycle": 0} != {**now, "cycle": 0}:
+        if not known or known[-1] != {"cycle": known[-1]["cycle"], **now}:
             self.folder.write_note(ENVIRONMENTS, [*known, {"cycle": cycle, **now}])
 
     def told_of_targets(self, records: Sequence[Record]) -> list[str]:

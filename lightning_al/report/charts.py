@@ -15,12 +15,13 @@ from lightning_al.figures import assign_styles
 from lightning_al.learning_curves import mean_and_sd
 from lightning_al.report.runs import Query
 from lightning_al.run_folder import Record
+from lightning_al.tracking import SHOWN_QUANTILES
 
 Chart = dict[str, Any]
 
 DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 GRAY = "#808080"
-POOL, PICKS = "#7f9db9", "#e4572e"
+SIDES = {"candidates": "#7f9db9", "picks": "#e4572e"}
 CLASS_COLORS: tuple[str, ...] = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6")
 CLASS_COLORS += ("#9d755d", "#bab0ac", "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d")
 LOG_FROM = 100.0  # the ratio of quantiles from which scores are drawn on a logarithmic axis
@@ -103,9 +104,25 @@ def classes_of(queries: Sequence[Query]) -> list[str]:
     return sorted({name for query in queries for name in query.classes}, key=_natural)
 
 
-def is_wide(quantiles: Sequence[Sequence[float]]) -> bool:
-    """Tell whether scores, by their 21 quantiles, need a logarithmic axis."""
-    ends = [row[at] for row in quantiles for at in (1, 19)]
+def boxes_of(queries: Sequence[Query]) -> dict[str, list[list[float]]]:
+    """Return the 5, 25, 50, 75 and 95 % quantiles of scores per query: of candidates, and of picks if all know them.
+
+    Args:
+        queries: Those that are scored.
+
+    Returns:
+        Rows of five numbers, one per query, by the name of the side.
+
+    """
+    sides = {"candidates": [query.quantiles for query in queries]}
+    if all(query.scores for query in queries):
+        sides["picks"] = [query.quantiles_of_picks for query in queries]
+    return {name: [[row[at] for at in SHOWN_QUANTILES.values()] for row in rows] for name, rows in sides.items()}
+
+
+def is_wide(boxes: Mapping[str, Sequence[Sequence[float]]]) -> bool:
+    """Tell whether boxes need a logarithmic axis."""
+    ends = [end for rows in boxes.values() for row in rows for end in (row[0], row[-1])]
     return min(ends) > 0 and max(ends) / min(ends) > LOG_FROM
 
 
@@ -142,16 +159,13 @@ def score_distribution(queries: Sequence[Query]) -> Chart | None:
     """
     import plotly.graph_objects as go
 
-    known = [query for query in queries if len(query.quantiles) == 21]
+    known = [query for query in queries if query.scored]
     if not known:
         return None
     figure = go.Figure()
-    sides = {"candidates": (POOL, [query.quantiles for query in known])}
-    if all(query.scores for query in known):
-        picks = [np.quantile(query.scores, np.linspace(0, 1, 21)).tolist() for query in known]
-        sides["picks"] = (PICKS, picks)
-    for name, (color, quantiles) in sides.items():
-        low, first, middle, third, high = ([row[at] for row in quantiles] for at in (1, 5, 10, 15, 19))
+    boxes = boxes_of(known)
+    for name, rows in boxes.items():
+        low, first, middle, third, high = (list(column) for column in zip(*rows, strict=True))
         figure.add_box(
             x=[query.cycle for query in known],
             q1=first,
@@ -160,14 +174,13 @@ def score_distribution(queries: Sequence[Query]) -> Chart | None:
             lowerfence=low,
             upperfence=high,
             name=name,
-            marker={"color": color},
+            marker={"color": SIDES[name]},
             offsetgroup=name,
         )
-    wide = is_wide([row for _, quantiles in sides.values() for row in quantiles])
     figure.update_layout(
         boxmode="group",
         xaxis={"title": {"text": "cycle"}, "dtick": _tick(known)},
-        yaxis={"title": {"text": "score"}, "type": "log" if wide else "linear", "exponentformat": "e"},
+        yaxis={"title": {"text": "score"}, "type": "log" if is_wide(boxes) else "linear", "exponentformat": "e"},
         showlegend=True,
     )
     return _chart(figure)

@@ -15,7 +15,7 @@ from lightning_al.report.pictures import draw_pictures
 from lightning_al.report.runs import find_runs
 from lightning_al.run_folder import RunRefusedError
 from lightning_al.run_summary import metrics_of
-from lightning_al.terminal import say
+from lightning_al.terminal import add_target, say
 
 NEEDED = ("jinja2", "matplotlib", "plotly", "scipy")
 
@@ -83,11 +83,5 @@ def _parser() -> argparse.ArgumentParser:
         help="whether the metric is an error (default: by its name)",
     )
     parser.add_argument("--baseline", help="what all are compared with (default: random selection, if it is there)")
-    parser.add_argument(
-        "--target",
-        nargs="+",
-        type=float,
-        default=[],
-        help="values of the metric whose cost in labels is reported (default: the baseline's last mean)",
-    )
+    add_target(parser)
     return parser

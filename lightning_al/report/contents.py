@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lightning_al.comparison import Comparison
+from lightning_al.comparison import Comparison, format_p_value
 from lightning_al.learning_curves import mean_and_sd
 from lightning_al.report import charts
 from lightning_al.report.charts import Chart
@@ -145,12 +145,11 @@ def _run_part(name: str, run: ReportedRun, sheets: Sequence[Sheet]) -> RunPart:
         "The queries": charts.figures_over_cycles(run.queries, FIGURES),
         "Test metrics": charts.metrics_over_labels(run.records, metrics_of(run.records)),
     }
-    seconds = {part: sum(record.get(part, 0) for record in run.records) for part in SECONDS}
     facts = {
         "cycles": f"{len(run.records)}{f' of {run.planned}, unfinished' if run.unfinished else ''}",
         "labels": f"{run.records[0]['labeled']} to {run.records[-1]['labeled']}",
-        "fit": duration(seconds["fit_seconds"]),
-        "score and select": duration(seconds["score_seconds"] + seconds["select_seconds"]),
+        "fit": duration(run.fit_seconds),
+        "score and select": duration(run.query_seconds),
     }
     return RunPart(name, run, {title: chart for title, chart in found.items() if chart}, sheets, facts)
 
@@ -177,20 +176,10 @@ def cards(comparison: Comparison | None, groups: Sequence[Group]) -> list[tuple[
         if len(comparison.curves) > 1:
             found.append(("best area under the curve", f"{own.areas.mean():.3f}", name))
         found += _saved(comparison, name)
-    fit, query = (
-        sum(sum(record.get(part, 0) for part in parts) for run in runs for record in run.records)
-        for parts in (
-            SECONDS[:1],
-            SECONDS[1:],
-        )
-    )
-    found.append(
-        (
-            "spent on queries",
-            f"{query / (fit + query):.0%}" if fit + query else "0%",
-            f"{duration(query)} of {duration(fit + query)}",
-        )
-    )
+    query = sum(run.query_seconds for run in runs)
+    both = query + sum(run.fit_seconds for run in runs)
+    share = query / both if both else 0.0
+    found.append(("spent on queries", f"{share:.0%}", f"{duration(query)} of {duration(both)}"))
     found.append(("runs", str(len(runs)), f"{len(groups)} strateg{'y' if len(groups) == 1 else 'ies'}"))
     return found
 
@@ -224,18 +213,16 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[Cell]
         head += [f"area minus {baseline}", "p (Holm)"]
     head += [f"labels to {target:.4g}" for target in comparison.targets]
     head += ["fit s/cycle", "query s/cycle"]
+    needed = [comparison.labels_needed(target) for target in comparison.targets]
     rows = []
     for name in comparison.best_first():
         own = comparison.curves[name]
         row = [Cell(name, name), Cell(str(len(own.seeds)), len(own.seeds)), _mean(own.values[:, -1]), _mean(own.areas)]
         if differences:
             row += _difference(differences.get(name))
-        for target in comparison.targets:
-            needed = float(np.median(comparison.labels_needed(target)[name]))
-            row.append(Cell("not reached" if math.isinf(needed) else f"{needed:.0f}", needed))
-        queries = own.query_seconds[~np.isnan(own.query_seconds)]
-        query = float(queries.mean()) if len(queries) else 0.0
-        fit = float(own.fit_seconds.mean())
+        for labels in (float(np.median(one[name])) for one in needed):
+            row.append(Cell("not reached" if math.isinf(labels) else f"{labels:.0f}", labels))
+        fit, query = float(own.fit_seconds.mean()), float(np.nan_to_num(own.mean_query_seconds))
         rows.append([*row, Cell(f"{fit:.2f}", fit), Cell(f"{query:.2f}", query)])
     return head, rows
 
@@ -251,7 +238,7 @@ def _difference(found: Any) -> list[Cell]:
     if found.pairs == 1:
         return [Cell(f"{found.mean:+.4f}", found.mean), Cell("-", math.inf)]
     text = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return [Cell(text, found.mean), Cell("< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}", found.p_value)]
+    return [Cell(text, found.mean), Cell(format_p_value(found.p_value), found.p_value)]
 
 
 def duration(seconds: float) -> str:

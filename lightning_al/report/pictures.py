@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_al.comparison import Comparison
 from lightning_al.figures import draw_comparison
-from lightning_al.report.charts import CLASS_COLORS, PICKS, POOL, classes_of, is_wide
+from lightning_al.report.charts import CLASS_COLORS, SIDES, boxes_of, classes_of, is_wide
 from lightning_al.report.groups import Group
 from lightning_al.report.runs import Query
 
@@ -63,7 +63,7 @@ def draw_queries(queries: Sequence[Query], title: str, path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    classes, scored = classes_of(queries), [query for query in queries if len(query.quantiles) == 21]
+    classes, scored = classes_of(queries), [query for query in queries if query.scored]
     sheet = _contact_sheet(queries)
     heights = [3.0] * bool(classes or scored) + ([9 * sheet.shape[0] / sheet.shape[1]] if sheet is not None else [])
     figure = Figure(figsize=(10, 0.6 + sum(heights or [1.0])), layout="constrained")
@@ -101,29 +101,17 @@ def _draw_classes(axes: "Axes", queries: Sequence[Query], classes: Sequence[str]
 
 
 def _draw_scores(axes: "Axes", queries: Sequence[Query]) -> None:
-    sides: list[tuple[str, str, float, list[Any]]] = [
-        ("candidates", POOL, -0.2, [query.quantiles for query in queries])
-    ]
-    if all(query.scores for query in queries):
-        picks = [np.quantile(query.scores, np.linspace(0, 1, 21)) for query in queries]
-        sides.append(("picks", PICKS, 0.2, picks))
-    for name, color, shift, rows in sides:
-        boxes = [
-            {"whislo": row[1], "q1": row[5], "med": row[10], "q3": row[15], "whishi": row[19], "fliers": []}
-            for row in rows
-        ]
-        look = {"facecolor": color, "alpha": 0.6, "label": name}
+    boxes = boxes_of(queries)
+    for (name, rows), shift in zip(boxes.items(), (-0.2, 0.2), strict=False):  # one side, or both
+        stats = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), row, strict=True), fliers=[]) for row in rows]
+        look = {"facecolor": SIDES[name], "alpha": 0.6, "label": name}
         positions = [query.cycle + shift for query in queries]
-        axes.bxp(boxes, positions, widths=0.35, patch_artist=True, boxprops=look, manage_ticks=False)
+        axes.bxp(stats, positions, widths=0.35, patch_artist=True, boxprops=look, manage_ticks=False)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(
         list(dict(zip(names, handles, strict=True)).values()), list(dict.fromkeys(names)), fontsize=8, frameon=False
     )
-    axes.set(
-        xlabel="cycle",
-        ylabel="score",
-        yscale="log" if is_wide([row for *_, rows in sides for row in rows]) else "linear",
-    )
+    axes.set(xlabel="cycle", ylabel="score", yscale="log" if is_wide(boxes) else "linear")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from lightning_al.launch import MARKER
+from lightning_al.outcome import QUANTILES
 from lightning_al.pool import Labeling, Pool
 from lightning_al.run_folder import Record, RunFolder, RunRefusedError, read_table
 from lightning_al.tracking import ENVIRONMENTS
@@ -44,6 +46,17 @@ class Query:
     def classes(self) -> dict[str, float]:
         """How many of each class were labeled."""
         return {name.removeprefix("label/"): n for name, n in self.figures.items() if name.startswith("label/")}
+
+    @property
+    def scored(self) -> bool:
+        """Whether the scores of all candidates are known."""
+        return len(self.quantiles) == QUANTILES
+
+    @property
+    def quantiles_of_picks(self) -> list[float]:
+        """The same quantiles of the scores of the picks."""
+        found: list[float] = np.quantile(self.scores, np.linspace(0, 1, QUANTILES)).tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,17 @@ class ReportedRun:
         if self.marker or self.planned is None or not self.records[-1]["queried"]:
             return False
         return len(self.records) < self.planned
+
+    @property
+    def fit_seconds(self) -> float:
+        """What all fits took."""
+        return float(sum(record.get("fit_seconds", 0) for record in self.records))
+
+    @property
+    def query_seconds(self) -> float:
+        """What all queries took."""
+        parts = ("score_seconds", "select_seconds")
+        return float(sum(record.get(part, 0) for record in self.records for part in parts))
 
     @property
     def environments(self) -> list[dict[str, Any]]:
