@@ -1,7 +1,7 @@
 """Seven cycles of active learning on real handwritten digits, and a learning curve against random selection.
 
 Every run is a call of the command line that anyone can type; this script repeats it over seeds and compares, as
-`lightning-al compare` does, but shows one of the runs. Nine runs take one to two minutes on two cores. Finished runs
+`lightning-al compare` does, but shows one of the runs. Nine runs take some three minutes on two cores. Finished runs
 are kept in `runs/demo`, and not repeated.
 
     python examples/demo.py
