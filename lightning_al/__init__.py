@@ -30,7 +30,7 @@ from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, Stochasti
 if TYPE_CHECKING:
     from lightning_al.cli import ActiveLearningCLI
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Acquisition",

@@ -21,12 +21,12 @@ from lightning_al.adapters import Predictor
 from lightning_al.clone import load_weights, scoring_clone
 from lightning_al.datamodule import ActiveLearningDataModule
 from lightning_al.functional import top_k
-from lightning_al.layout import prefer_channels_last
+from lightning_al.memory_format import prefer_channels_last
 from lightning_al.outcome import observe
 from lightning_al.query import Context, Query
 from lightning_al.scoring import make_transfer
 from lightning_al.seeding import Stream, make_generator, seeded
-from lightning_al.survey import Survey, draw_pilot
+from lightning_al.survey import Survey
 from lightning_al.tracking import sheltered, track_query
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -120,22 +120,6 @@ class Acquisition(Callback, ABC):
     def score(self, rows: Tensor) -> Tensor | None:
         """Return one number per row to keep with each pick, or None if rows have no such number."""
         return rows if rows.ndim == 1 else None
-
-    def pilot(self, context: Context) -> int:
-        """Return how many candidates, drawn at random, `learn` wants to see ahead of the others."""
-        return 0
-
-    def learn(self, rows: Tensor) -> Tensor:
-        """Decide from the pilot how to measure the others.
-
-        Args:
-            rows: (n, ...) measurements of the pilot, the same on every process.
-
-        Returns:
-            (n, ...) rows to select from, like those of the others.
-
-        """
-        return rows
 
     def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
         """Return which of one process's rows `select` may need; None for all, which then travel to every process."""
@@ -260,16 +244,10 @@ class Acquisition(Callback, ABC):
             self.prepare(context)
             measure = partial(self.measure_chunk, predictor)
             survey = Survey(type(self).__name__, trainer, datamodule, transfer, measure, self.score)
-            shortlist = partial(self.shortlist, budget=budget)
-            pilot = draw_pilot(indices, self.pilot(context), seed, cycle)
-            if pilot:
-                candidates = survey.read_after_pilot(indices, pilot, self.learn, shortlist)
-            else:
-                candidates = survey.read(indices, shortlist)
+            candidates = survey.read(indices, partial(self.shortlist, budget=budget))
             labels = sorted(datamodule.pool.labeled) if self.needs_labeled else []
             labeled = survey.read(labels, ranked=False, scored=False, called="labeled").rows if labels else None
-        rows, mean, scores = candidates.rows, candidates.mean, candidates.scores
-        return Query(rows, candidates.indices, budget, generator, labeled, mean, scores)
+        return Query(candidates.rows, candidates.indices, budget, generator, labeled, candidates.scores)
 
     def _load_best(self, trainer: Trainer, clone: LightningModule) -> None:
         if self.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint

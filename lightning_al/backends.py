@@ -1,4 +1,4 @@
-"""Which backend computes the deviations of a model: the fastest one that is exact for it."""
+"""Which backend computes the deviations of a model: the one that was asked for, if the model can do with it."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,14 +9,14 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from lightning_al.adapters import Output, Predictor
-from lightning_al.jvp import ForwardDerivatives, UnsupportedOperatorError
+from lightning_al.jvp import ForwardDerivatives, describe_failure
 from lightning_al.noise import Noise, noisy_parameters
-from lightning_al.perturb import Backend, FiniteDifferences, Seed, check_repeatable, has_fast_bfloat16
+from lightning_al.perturb import Backend, FiniteDifferences, Seed, check_repeatable
 from lightning_al.precision import computes_in_low_precision
 
-Method = Literal["auto", "finite_difference", "jvp", "jvp_bf16"]
+Method = Literal["finite_difference", "jvp", "jvp_bf16"]
 
-AGREEMENT = 0.99  # rank correlation with finite differences, over one batch, below which derivatives are not used
+AGREEMENT = 0.99  # rank correlation of derivatives with finite differences, over one batch, below which a warning comes
 
 LOW_PRECISION_INSIDE = (
     "`{}` computes in low precision by itself, in autocast or by casts within its forward pass. Finite differences "
@@ -32,11 +32,10 @@ def make_backend(
     seeds: Sequence[Seed],
     modules: Sequence[str] | None = None,
     output: Output = "softmax",
-    method: Method = "auto",
+    method: Method = "finite_difference",
     compiled: bool = False,
-    static: bool = True,
 ) -> Backend:
-    """Choose how to compute deviations, and try it on one batch.
+    """Make what computes deviations, and try it on one batch.
 
     Args:
         predictor: The model, on its device and in eval mode; call under `torch.no_grad`.
@@ -45,11 +44,8 @@ def make_backend(
         seeds: One tuple of integers per pass.
         modules: Glob patterns of the modules that get noise.
         output: What the deviations are measured on.
-        method: `"finite_difference"` in single precision; `"jvp"` in single precision, `"jvp_bf16"` in bfloat16;
-            `"auto"` is `"jvp_bf16"` on a GPU with units for it, if it ranks the batch as finite differences do, and
-            else `"finite_difference"`.
+        method: `"finite_difference"` in single precision; `"jvp"` in single precision, `"jvp_bf16"` in bfloat16.
         compiled: Run the forward passes through `torch.compile`.
-        static: Whether nearly all batches are of one size, so that a GPU may replay them as CUDA graphs if compiled.
 
     Returns:
         The backend. Derivatives that the model does not support are replaced by finite differences, with a warning.
@@ -68,50 +64,39 @@ def make_backend(
     parameters = noisy_parameters(predictor.module, lambda: clean.append(forward(batch)), modules)
     is_low = computes_in_low_precision(lambda: clean.append(forward(batch)))
     check_repeatable(*clean)
-    differences = FiniteDifferences(forward, parameters, noise, compiled=compiled, static=static)
-    if method == "auto":
-        low = parameters[0].is_cuda and parameters[0].dtype == torch.float32 and has_fast_bfloat16(parameters[0].device)
-        method = "jvp_bf16" if low else "finite_difference"
-        trusted = False
-    else:
-        trusted = True
-    if method == "finite_difference":
-        if is_low:
-            rank_zero_warn(LOW_PRECISION_INSIDE.format(type(predictor.module).__name__))
-        return differences
-    dtype = torch.bfloat16 if method == "jvp_bf16" else None
-    derivatives = ForwardDerivatives(
-        predictor, output, parameters, noise, dtype=dtype, compiled=compiled, static=static
-    )
-    return _checked(derivatives, FiniteDifferences(forward, parameters, noise), batch, seeds, trusted) or differences
+    if method != "finite_difference":
+        dtype = torch.bfloat16 if method == "jvp_bf16" else None
+        derivatives = ForwardDerivatives(predictor, output, parameters, noise, dtype=dtype, compiled=compiled)
+        if _has_derivatives(derivatives, FiniteDifferences(forward, parameters, noise), batch, seeds):
+            return derivatives
+    if is_low:
+        rank_zero_warn(LOW_PRECISION_INSIDE.format(type(predictor.module).__name__))
+    return FiniteDifferences(forward, parameters, noise, compiled=compiled)
 
 
-def _checked(
-    derivatives: ForwardDerivatives, reference: FiniteDifferences, batch: Any, seeds: Sequence[Seed], trusted: bool
-) -> ForwardDerivatives | None:
-    """Return the derivatives if they work and rank a batch as finite differences do; warn and say why if not."""
+def _has_derivatives(
+    derivatives: ForwardDerivatives, reference: FiniteDifferences, batch: Any, seeds: Sequence[Seed]
+) -> bool:
+    """Return whether the derivatives work; warn if they do not, or if they rank a batch otherwise than they should."""
     try:
-        derivatives.probe(batch, seeds[0])
-        found = _sizes(derivatives, batch, seeds)
+        sizes = _sizes(derivatives, batch, seeds)
     except Exception as error:  # the forward pass works, so whatever fails comes from its derivative
-        kind = "" if isinstance(error, UnsupportedOperatorError) else f"{type(error).__name__}: "
-        reason = str(error).partition("\n")[0].rstrip(".")
         rank_zero_warn(
-            f"No derivative along the noise: {kind}{reason}. Noise stability takes finite differences; "
+            f"No derivative along the noise: {describe_failure(error)}. Noise stability takes finite differences; "
             '`method="finite_difference"` says so without this warning.'
         )
-        return None
-    agreement = rank_agreement(found, _sizes(reference, batch, seeds))
+        return False
+    agreement = rank_agreement(sizes, _sizes(reference, batch, seeds))
     if agreement >= AGREEMENT:
         rank_zero_info(f"Noise stability by derivatives: rank agreement {agreement:.4f} with finite differences.")
-        return derivatives
-    rank_zero_warn(
-        f"Derivatives along the noise rank a batch otherwise than finite differences in single precision do (rank "
-        f"agreement {agreement:.3f}, expected at least {AGREEMENT}): the noise is too large for a first-order term, "
-        f"the precision too low, or `forward` cuts the gradient. Noise stability "
-        f"{'takes them all the same, as asked' if trusted else 'takes finite differences'}."
-    )
-    return derivatives if trusted else None
+    else:
+        rank_zero_warn(
+            f"Derivatives along the noise rank a batch otherwise than finite differences in single precision do (rank "
+            f"agreement {agreement:.3f}, expected at least {AGREEMENT}): the noise is too large for a first-order "
+            "term, the precision too low, or `forward` cuts the gradient. Noise stability takes them all the same, as "
+            "asked."
+        )
+    return True
 
 
 def _sizes(backend: Backend, batch: Any, seeds: Sequence[Seed]) -> Tensor:

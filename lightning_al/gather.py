@@ -15,26 +15,13 @@ class Measured:
     Attributes:
         indices: Dataset indices, ascending.
         rows: (n, ...) measurements, on the CPU.
-        count: How many samples were measured; n, unless only shortlists were brought together.
-        mean: (...) mean row of all of them.
-        scores: (count,) scores of all of them, in any order; None where rows have none.
+        scores: Scores of all samples, those without a row included, in any order; None where rows have none.
 
     """
 
     indices: list[int]
     rows: Tensor
-    count: int
-    mean: Tensor
     scores: Tensor | None = None
-
-    def joined(self, other: "Measured") -> "Measured":
-        """Return these and other measurements, in ascending order of the dataset index."""
-        indices, rows = _sorted(self.indices + other.indices, torch.cat([self.rows, other.rows]))
-        count = self.count + other.count
-        mean = (self.mean * self.count + other.mean * other.count) / count
-        known = self.scores is not None and other.scores is not None
-        scores = torch.cat([self.scores, other.scores]) if known else None  # type: ignore[list-item]
-        return Measured(indices, rows, count, mean, scores)
 
 
 def collect(
@@ -72,11 +59,10 @@ def collect(
     if trainer.world_size == 1:
         indices, rows = _sorted(indices, rows)
         check_rows(name, part, indices, rows, ranked)
-        return Measured(indices, rows, len(rows), _mean(rows), score(rows))
+        return Measured(indices, rows, score(rows))
     strategy = trainer.strategy
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
-    total = strategy.all_gather(rows.double().sum(0).to(strategy.root_device)).sum(0).cpu()
     # whatever looks wrong on one process is gathered whole, so that every process raises the same error
     sound = _is_sound(name, mine, indices, rows, ranked)
     chosen = (shortlist(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
@@ -89,7 +75,7 @@ def collect(
         indices, rows = gather_rows(trainer, indices, rows)
         check_rows(name, part, indices, rows, ranked)
         scores = score(rows)
-    return Measured(indices, rows, len(part), (total / len(part)).to(dtype), scores)
+    return Measured(indices, rows, scores)
 
 
 def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
@@ -119,10 +105,6 @@ def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[lis
 def _sorted(indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
     order = torch.tensor(indices, dtype=torch.int64).argsort()
     return [indices[row] for row in order.tolist()], rows[order]
-
-
-def _mean(rows: Tensor) -> Tensor:
-    return rows.double().mean(0).to(rows.dtype)
 
 
 def _is_sound(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool) -> bool:
@@ -161,34 +143,13 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
             f"`{name}`: {len(broken)} of {len(rows)} samples have NaN or infinite measurements, first "
             f"{[indices[row] for row in broken[:5]]} (dataset indices). Look for a diverged training or broken inputs."
         )
-    if ranked:
-        check_order(name, indices, rows, len(rows))
+    if ranked and len(flat) > 1 and flat.shape[1] and bool((flat == flat[0]).all()):
+        raise ValueError(
+            f"`{name}`: all {len(rows)} samples have the same measurement, so none comes first (dataset indices "
+            f"{list(indices[:5])}, ...). Do the outputs depend on the inputs, and on what the strategy varies?"
+        )
 
 
 def _flat(rows: Tensor) -> Tensor:
     """Return (n, D) rows; a reshape could not tell D from no rows at all."""
     return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
-
-
-def check_order(name: str, indices: Sequence[int], rows: Tensor, count: int, mean: Tensor | None = None) -> None:
-    """Refuse measurements that are all the same.
-
-    Args:
-        name: The strategy, for messages.
-        indices: The dataset indices that were measured.
-        rows: Their (n, ...) measurements.
-        count: How many samples were measured; n, unless `rows` are a shortlist.
-        mean: (...) mean row of all of them, for a shortlist.
-
-    Raises:
-        ValueError: If all rows are equal, those that are not on the shortlist included.
-
-    """
-    flat = _flat(rows)
-    if count < 2 or not flat.shape[1] or not bool((flat == flat[0]).all()):
-        return
-    if mean is None or torch.allclose(mean, rows[0]):
-        raise ValueError(
-            f"`{name}`: all {count} samples have the same measurement, so none comes first (dataset indices "
-            f"{list(indices[:5])}, ...). Do the outputs depend on the inputs, and on what the strategy varies?"
-        )

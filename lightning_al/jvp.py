@@ -24,10 +24,6 @@ from lightning_al.scoring import is_out_of_memory
 from lightning_al.seeding import make_generator
 
 
-class UnsupportedOperatorError(RuntimeError):
-    """Some operator of the model has no forward-mode derivative; the message says which, or why."""
-
-
 class ForwardDerivatives:
     r"""The backend $\frac{\partial}{\partial t} f(x; \theta + t\,\xi_k D_k)|_{t=0}$: the same noise, to first order.
 
@@ -40,15 +36,12 @@ class ForwardDerivatives:
         noise: The directions.
         dtype: Precision of the passes, to which parameters, buffers and inputs are cast; None leaves them as they are.
             Autocast would not do: its casts and the derivative of a convolution get in each other's way.
-        compiled: Run through `torch.compile`, once the model is probed.
-        static: Whether nearly all batches are of one size, to which compiled passes may then be fitted.
+        compiled: Run the passes through `torch.compile`.
 
     Cost: about 2 K + 1 forward passes per sample; memory for the K directions and K times the activations of a batch,
         or fewer at a time if that does not fit.
 
     """
-
-    looks_in_full = False  # clean outputs come with every derivative
 
     def __init__(
         self,
@@ -59,7 +52,6 @@ class ForwardDerivatives:
         *,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
-        static: bool = True,
     ) -> None:
         self._outputs = _Outputs(predictor, output)
         names = {id(parameter): name for name, parameter in self._outputs.named_parameters()}
@@ -72,28 +64,18 @@ class ForwardDerivatives:
         self._constants = {
             name: self._cast(value.detach()) for name, value in state.items() if name not in self._parameters
         }
-        self._together: int | None = None  # passes that run as one; None for all
-        self._plain_recurrence = False
-        self._compiled = compiled
-        self._dynamic = False if static else None
-        self._along, self._along_all = self._along_one, self._along_several
+        self._passes_per_vmap: int | None = None  # None for all
+        self._derivatives = torch.compile(self._jvp_batched, dynamic=False) if compiled else self._jvp_batched
 
-    def rough(self, batch: Any) -> Tensor:
-        """Return the clean outputs (B, C, *positions) in the precision of the passes."""
-        with self._kernels():
-            return self._call(self._values, self._cast(batch))
-
-    def deviations(
-        self, chunk: Sequence[Any], seeds: Sequence[Seed], clean: Sequence[Tensor] | None = None
-    ) -> Iterator[Deviation]:
+    def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield the deviations, several passes of a batch after one another."""
         start = 0
         while start < len(seeds):
-            count = min(self._together or len(seeds), len(seeds) - start)
+            count = min(self._passes_per_vmap or len(seeds), len(seeds) - start)
             try:
                 directions = self._draw(seeds[start : start + count])
             except RuntimeError as error:
-                self._run_fewer_than(count, error)
+                self._halve_passes_per_vmap(count, error)
                 continue
             for position, batch in enumerate(chunk):
                 step = start
@@ -104,73 +86,38 @@ class ForwardDerivatives:
                         tell_pass(step, len(seeds), len(output))
             start += count
 
-    def probe(self, batch: Any, seed: Seed) -> None:
-        """Find out how this model can be differentiated: vectorized, pass by pass, without fused recurrence.
-
-        Args:
-            batch: A few samples.
-            seed: Of any pass.
-
-        Raises:
-            UnsupportedOperatorError: If no way works.
-
-        """
-        failures = []
-        for together, plain_recurrence in [(None, False), (1, False), (None, True), (1, True)]:
-            self._together, self._plain_recurrence = together, plain_recurrence
-            failure = self._failure(batch, seed)
-            if failure is None:
-                if self._compiled:
-                    self._along = torch.compile(self._along_one, dynamic=self._dynamic)
-                    self._along_all = torch.compile(self._along_several, dynamic=self._dynamic)
-                return
-            failures.append(failure)
-        raise UnsupportedOperatorError(_operator(failures[1])) from failures[1]
-
-    def _failure(self, batch: Any, seed: Seed) -> Exception | None:
-        try:
-            list(self.deviations([batch], [seed, seed]))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return error
-        return None
-
     def _derive(self, directions: dict[str, Tensor], count: int, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the clean outputs and (n, B, C, *positions) derivatives, in as large groups of passes as fit."""
         start = 0
         while start < count:
-            size = min(self._together or count, count - start)
+            size = min(self._passes_per_vmap or count, count - start)
             group = {name: direction[start : start + size] for name, direction in directions.items()}
             try:
                 with self._kernels():
-                    if size == 1:
-                        output, change = self._along({name: one[0] for name, one in group.items()}, batch)
-                        changes = change.unsqueeze(0)
-                    else:
-                        output, changes = self._along_all(group, batch)
+                    output, changes = self._derivatives(group, batch)
             except RuntimeError as error:
-                self._run_fewer_than(size, error)
+                self._halve_passes_per_vmap(size, error)
                 continue
             yield output, changes
             start += size
 
-    def _run_fewer_than(self, count: int, error: RuntimeError) -> None:
+    def _halve_passes_per_vmap(self, count: int, error: RuntimeError) -> None:
         """Run half as many passes together if so many did not fit; raise any other error."""
         if count == 1 or not is_out_of_memory(error):
             raise error
-        self._together = count // 2
-        rank_zero_info(f"{str(error).partition(chr(10))[0]} {self._together} passes run together from now on.")
+        self._passes_per_vmap = count // 2
+        rank_zero_info(f"{str(error).partition(chr(10))[0]} {self._passes_per_vmap} passes run together from now on.")
         torch.cuda.empty_cache()
 
-    def _along_one(self, direction: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
-        output, change = jvp(lambda values: self._call(values, batch), (self._values,), (direction,))[:2]
-        return output, change
+    def _jvp_batched(self, directions: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        """Return clean outputs and derivatives along directions, which are stacked along their first dimension."""
 
-    def _along_several(self, directions: dict[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
+        def jvp_one(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            output, change = jvp(lambda values: self._call(values, batch), (self._values,), (direction,))[:2]
+            return output, change
+
         # the clean pass has no dimension of passes, so it runs once for all of them
-        along = vmap(lambda one: self._along_one(one, batch), out_dims=(None, 0))  # type: ignore[arg-type]
-        output, changes = along(directions)
+        output, changes = vmap(jvp_one, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
         return output, changes
 
     def _call(self, values: dict[str, Tensor], batch: Any) -> Tensor:
@@ -193,7 +140,7 @@ class ForwardDerivatives:
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
-        """Choose kernels that have derivatives: no fused attention, and no fused recurrence where it has none."""
+        """Choose kernels of attention that have derivatives."""
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             cuda: Any = torch.backends.cuda
@@ -204,11 +151,6 @@ class ForwardDerivatives:
             fast = torch.backends.mha.get_fastpath_enabled()
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
             torch.backends.mha.set_fastpath_enabled(False)
-            # only these switches: `flags` would reset the others, TF32 among them
-            libraries: list[Any] = [torch.backends.cudnn, torch.backends.mkldnn] if self._plain_recurrence else []
-            for library in libraries:
-                stack.callback(setattr, library, "enabled", library.enabled)
-                library.enabled = False
             yield
 
 
@@ -225,9 +167,10 @@ class _Outputs(nn.Module):
         return self._predictor.output(batch, self._output)
 
 
-def _operator(error: Exception) -> str:
-    """Name the operator that an error of torch complains about, or say what it says."""
+def describe_failure(error: Exception) -> str:
+    """Return the operator without a derivative that an error of torch complains about, or what the error says."""
     found = re.search(r"forward AD with (\S+) that|(aten::\w+)", str(error))
     if found:
         return f"{found.group(1) or found.group(2)} has no forward-mode formula"
-    return str(error).partition("\n")[0].rstrip(".")
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {reason}"

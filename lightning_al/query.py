@@ -43,7 +43,6 @@ class Query:
         budget: How many to pick, at least 1 and below N.
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
         labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
-        mean: (...) mean row over all candidates, on a shortlist or not.
         scores: Scores of all candidates, on a shortlist or not, in any order; None where rows have none.
 
     """
@@ -53,7 +52,6 @@ class Query:
     budget: int
     generator: torch.Generator
     labeled: Tensor | None = None
-    mean: Tensor | None = None
     scores: Tensor | None = None
 
     def pick(self, rows: Tensor) -> list[int]:

@@ -11,7 +11,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 
 class Stream(IntEnum):
-    """What a draw is for, so that no two purposes ever share their random numbers."""
+    """What a draw is for, so that no two purposes ever share their random numbers.
+
+    The numbers go into every seed, so they stay as they are; 8 was that of a purpose that is gone.
+    """
 
     SETUP = 1
     INITIAL = 2
@@ -20,7 +23,6 @@ class Stream(IntEnum):
     SCORING = 5
     SELECTION = 6
     NOISE = 7
-    PILOT = 8
     DROPOUT = 9
     CLUSTERS = 10
     NARROWING = 11

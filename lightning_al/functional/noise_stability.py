@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_al.adapters import Output, Predictor
 from lightning_al.backends import Method, make_backend
 from lightning_al.clone import clone_module
-from lightning_al.layout import prefer_channels_last
+from lightning_al.memory_format import prefer_channels_last
 from lightning_al.noise import Distribution, Noise, Scope
 from lightning_al.perturb import Backend, Seed
 from lightning_al.precision import true_float32
@@ -18,6 +18,8 @@ from lightning_al.scoring import Budget, chunked, to_module, within_memory
 from lightning_al.seeding import Stream
 
 Norm = Literal["squared", "l2"]
+
+SCORE, EVEN, ODD = range(3)  # columns of `ranking_rows`
 
 
 def noise_stability(
@@ -32,7 +34,7 @@ def noise_stability(
     modules: Sequence[str] | None = None,
     output: Output = "softmax",
     norm: Norm = "squared",
-    method: Method = "auto",
+    method: Method = "finite_difference",
     compile: bool = False,
     seed: int = 0,
 ) -> Tensor:
@@ -56,10 +58,8 @@ def noise_stability(
             `"identity"` for regression. On raw logits of a classifier the ranking is upside down.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
         method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
-            differentiation in single precision or bfloat16; `"auto"` takes `"jvp_bf16"` on a GPU with bfloat16 if it
-            ranks a batch as finite differences do, and else these.
-        compile: Run the passes through `torch.compile`, which pays for large pools; excludes the saving that `modules`
-            brings.
+            differentiation in single precision or bfloat16.
+        compile: Run the passes through `torch.compile`, which pays for large pools.
         seed: Seed of the noise, which is that of the callback in cycle 0.
 
     Returns:
@@ -127,13 +127,7 @@ def check_options(passes: int, output: str, norm: str, method: str) -> None:
             raise ValueError(f"`{name}={value!r}`: expected one of {get_args(allowed)}.")
 
 
-def deviation_sizes(
-    backend: Backend,
-    chunk: Sequence[Any],
-    seeds: Sequence[Seed],
-    norm: Norm = "squared",
-    clean: Sequence[Tensor] | None = None,
-) -> Tensor:
+def deviation_sizes(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], norm: Norm = "squared") -> Tensor:
     r"""Measure the deviation of each sample in each pass; the score is the mean over the passes.
 
     A dense output is reduced at once: the norm is taken over the classes at each position, then averaged over the
@@ -144,7 +138,6 @@ def deviation_sizes(
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         norm: `"squared"` or `"l2"`.
-        clean: The clean outputs of each batch, where they are known already.
 
     Returns:
         (n, K) sizes, n being the number of samples in the chunk.
@@ -154,12 +147,18 @@ def deviation_sizes(
 
     """
     sizes: list[list[Tensor]] = [[] for _ in chunk]
-    for deviation in backend.deviations(chunk, seeds, clean):
+    for deviation in backend.deviations(chunk, seeds):
         position, squared = deviation.position, deviation.change.square().sum(1)
         del deviation  # dense outputs must not be there beside the next
         size = squared if norm == "squared" else squared.sqrt()
         sizes[position].append(size.reshape(len(size), -1).mean(1))
     return torch.cat([torch.stack(passes, 1) for passes in sizes])
+
+
+def ranking_rows(sizes: Tensor) -> Tensor:
+    """Return rows (n, 3) of the score and its two halves, the means over even and odd passes, from sizes (n, K)."""
+    odd = sizes[:, 1::2] if sizes.shape[1] > 1 else sizes
+    return torch.stack([sizes.mean(1), sizes[:, ::2].mean(1), odd.mean(1)], 1)
 
 
 def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], normalize: bool = False) -> Tensor:
@@ -189,34 +188,3 @@ def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Se
             vector = vector / center.norm(dim=1, keepdim=True).clamp_min(torch.finfo(center.dtype).tiny)
         vectors[position].append(vector)
     return torch.cat([torch.cat(passes, 1) for passes in vectors])
-
-
-def sensitivity(clean: Tensor, output: Output) -> Tensor:
-    r"""Return how strongly the outputs respond to the raw ones that they are made of.
-
-    A classifier that is sure of a sample hardly responds to any noise, so its score can be foretold to be small before
-    a single pass: $\|\mathrm{diag}(p) - p p^T\|_F^2 = \sum_c p_c^2 ((1 - p_c)^2 + \sum_{j \neq c} p_j^2)$.
-
-    Args:
-        clean: (B, C, *positions) probabilities, sigmoids or raw outputs.
-        output: Which of them.
-
-    Returns:
-        (B,) squared Frobenius norm of the Jacobian of softmax or sigmoid, averaged over the positions; ones for raw
-        outputs.
-
-    """
-    if output == "identity":
-        return clean.new_ones(len(clean))
-    if output == "sigmoid":
-        squared = (clean * (1 - clean)).square().sum(1)
-    else:
-        # the largest class by itself: the plain formula cancels to rounding errors for a sample that is sure
-        first, top = clean.max(1, keepdim=True)
-        rest = clean.scatter(1, top, 0.0)
-        squares = rest.square()
-        total = squares.sum(1, keepdim=True)
-        of_first = first.square() * (rest.sum(1, keepdim=True).square() + total)
-        of_rest = squares * ((1 - rest).square() + first.square() + total - squares)
-        squared = of_first.squeeze(1) + of_rest.sum(1)
-    return squared.reshape(len(clean), -1).mean(1)

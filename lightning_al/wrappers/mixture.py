@@ -15,7 +15,7 @@ from lightning_al.acquisition import Acquisition
 from lightning_al.adapters import Predictor
 from lightning_al.query import Context, Query
 from lightning_al.seeding import make_generator
-from lightning_al.wrappers.wrapper import AcquisitionFactory, check_finished, make_acquisition, with_own_seed
+from lightning_al.wrappers.wrapper import AcquisitionFactory, make_acquisition, with_own_seed
 
 
 class Mixture(Acquisition):
@@ -30,7 +30,7 @@ class Mixture(Acquisition):
         shares: What part of the query each of them picks, positive; they are scaled to a sum of 1. None: equal parts.
 
     Raises:
-        ValueError: If an argument is out of range, or one of the acquisitions would leave scores unfinished.
+        ValueError: If an argument is out of range.
 
     Cost: the sum of their costs, with one read of the data.
 
@@ -93,7 +93,6 @@ class Mixture(Acquisition):
                 self._shapes.append((0,))
                 continue
             part.prepare(with_own_seed(part, context))
-            check_finished("Mixture", part, context)
             self._shapes.append(tuple(part.measure_chunk(context.predictor, [context.batch]).shape[1:]))
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
@@ -145,9 +144,7 @@ class Mixture(Acquisition):
 def _columns(query: Query, columns: slice, shape: tuple[int, ...]) -> Query:
     """Return a query with the measurements of one part."""
 
-    def cut(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None or not rows.ndim else rows[..., columns].reshape((*rows.shape[:-1], *shape))
+    def cut(rows: Tensor) -> Tensor:
+        return rows[:, columns].reshape(len(rows), *shape)
 
-    pool = cut(query.pool)
-    assert pool is not None
-    return replace(query, pool=pool, labeled=cut(query.labeled), mean=cut(query.mean))
+    return replace(query, pool=cut(query.pool), labeled=None if query.labeled is None else cut(query.labeled))

@@ -33,8 +33,6 @@ class RandomSubset(Wrapper):
 
     """
 
-    every_score_counts = False
-
     def __init__(
         self, query_size: int | float, acquisition: AcquisitionFactory, candidates: int | float = 10_000
     ) -> None:

@@ -39,9 +39,6 @@ class Wrapper(Acquisition, ABC):
 
     """
 
-    every_score_counts = True
-    """Whether the choice looks at all measurements, so that none may be left unfinished."""
-
     def __init__(self, query_size: int | float, acquisition: AcquisitionFactory) -> None:
         super().__init__(query_size)
         self.acquisition = acquisition
@@ -63,8 +60,6 @@ class Wrapper(Acquisition, ABC):
     def prepare(self, context: Context) -> None:
         """Pass on."""
         self.inner.prepare(context)
-        if self.every_score_counts:
-            check_finished(type(self).__name__, self.inner, context)
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Pass on."""
@@ -78,17 +73,9 @@ class Wrapper(Acquisition, ABC):
         """Pass on."""
         return self.inner.score(rows)
 
-    def pilot(self, context: Context) -> int:
-        """Pass on."""
-        return self.inner.pilot(context)
-
-    def learn(self, rows: Tensor) -> Tensor:
-        """Pass on."""
-        return self.inner.learn(rows)
-
     def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
         """Ask for all rows, unless the choice is that of the other acquisition."""
-        return None if self.every_score_counts else self.inner.shortlist(rows, budget)
+        return self.inner.shortlist(rows, budget) if type(self).select is Wrapper.select else None
 
     def select(self, query: Query) -> list[int]:
         """Pass on."""
@@ -119,12 +106,3 @@ class Wrapper(Acquisition, ABC):
 def with_own_seed(acquisition: Acquisition, context: Context) -> Context:
     """Return a context with the seed that an acquisition was given."""
     return context if acquisition.seed is None else replace(context, seed=acquisition.seed)
-
-
-def check_finished(name: str, acquisition: Acquisition, context: Context) -> None:
-    """Refuse an acquisition that measures some samples in part only, since they are out of its own reach."""
-    if acquisition.pilot(context):
-        raise ValueError(
-            f"`{name}` looks at every score, and {type(acquisition).__name__} leaves some unfinished. Turn that off: "
-            "racing=False, and a number of `passes`."
-        )
