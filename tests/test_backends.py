@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,12 +25,6 @@ SEEDS: list[Seed] = [(Stream.NOISE, 0, 0, step) for step in range(4)]
 LOGGER = "lightning.pytorch.utilities.rank_zero"
 
 
-class OnGpu(nn.Parameter):
-    """A parameter that says it were on a GPU."""
-
-    is_cuda = True
-
-
 class Net(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
@@ -40,19 +35,11 @@ class Net(nn.Module):
         return self.head(self.function(self.body(x)))
 
 
-def make(function: Callable[[Tensor], Tensor] = torch.tanh, gpu: bool = False) -> tuple[Net, Tensor]:
+def make(function: Callable[[Tensor], Tensor] = torch.tanh) -> tuple[Net, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Net(function).eval()
-    if gpu:
-        for layer in (model.body, model.head):
-            layer.weight, layer.bias = OnGpu(layer.weight.detach()), OnGpu(layer.bias.detach())
     return model, torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def bfloat16_gpu(monkeypatch):
-    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: True)
 
 
 def choose(model: nn.Module, batch: Any, magnitude: float = 1e-3, **options) -> Backend:
@@ -84,7 +71,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("method", "kind", "error"),
     [
-        ("auto", FiniteDifferences, 1e-2),
         ("finite_difference", FiniteDifferences, 1e-2),  # of single precision, which keeps some three digits
         ("jvp", ForwardDerivatives, 5e-3),  # of first order: the noise is 1e-3
         ("jvp_bf16", ForwardDerivatives, 3e-2),  # of two digits
@@ -116,72 +102,49 @@ def test_modules_confine_the_noise_in_every_method(method):
     assert relative_error(found, expected_changes(model, batch)) > 0.1
 
 
-@pytest.mark.parametrize("method", ["auto", "finite_difference", "jvp", "jvp_bf16"])
+@pytest.mark.parametrize("method", ["finite_difference", "jvp", "jvp_bf16"])
 def test_a_pattern_without_a_module_is_refused(method):
     model, batch = make()
     with pytest.raises(ValueError, match=r"`modules=\['neck'\]`: 'neck' matches no module of Net"):
         choose(model, batch, method=method, modules=["neck"])
 
 
-# ---------------------------------------------------------------- auto
-
-
-def test_auto_is_finite_differences_without_a_gpu(caplog):
+@pytest.mark.parametrize("method", [{}, {"method": "finite_difference"}])
+def test_finite_differences_are_the_default(method, caplog):
     model, batch = make()
     with caplog.at_level(logging.INFO, LOGGER):
-        assert type(choose(model, batch)) is FiniteDifferences
+        assert type(choose(model, batch, **method)) is FiniteDifferences
     assert "derivatives" not in caplog.text
 
 
-def test_auto_is_bfloat16_derivatives_on_a_gpu_that_has_it(bfloat16_gpu, caplog):
-    model, batch = make(gpu=True)
-    with caplog.at_level(logging.INFO, LOGGER):
-        backend = choose(model, batch)
-    assert type(backend) is ForwardDerivatives
-    assert "Noise stability by derivatives: rank agreement 0.99" in caplog.text
-    same = make()[0]
-    assert torch.equal(changes(backend, batch), changes(choose(same, batch, method="jvp_bf16"), batch))
+# ---------------------------------------------------------------- agreement
 
 
-def test_auto_is_finite_differences_on_a_gpu_without_bfloat16(monkeypatch):
-    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: False)
-    model, batch = make(gpu=True)
-    assert type(choose(model, batch)) is FiniteDifferences
-
-
-def test_auto_leaves_double_precision_alone(bfloat16_gpu):
+def test_derivatives_that_rank_as_finite_differences_do_say_so(caplog):
     model, batch = make()
-    model.double()
-    for layer in (model.body, model.head):
-        layer.weight, layer.bias = OnGpu(layer.weight.detach()), OnGpu(layer.bias.detach())
-    assert type(choose(model, batch.double())) is FiniteDifferences
+    with caplog.at_level(logging.INFO, LOGGER):
+        assert type(choose(model, batch, method="jvp_bf16")) is ForwardDerivatives
+    assert "Noise stability by derivatives: rank agreement 0.99" in caplog.text
 
 
-def test_auto_takes_finite_differences_where_derivatives_rank_otherwise(bfloat16_gpu):
-    model, batch = make(gpu=True)
+def test_derivatives_that_rank_otherwise_are_taken_with_a_warning():
+    model, batch = make()
     with pytest.warns(
         UserWarning, match=r"rank a batch otherwise.*rank agreement -?0\.\d+, expected at least 0\.99"
     ) as w:
-        backend = choose(model, batch, magnitude=5.0)
-    assert len(w) == 1
-    assert str(w[0].message).endswith("Noise stability takes finite differences.")
-    assert type(backend) is FiniteDifferences
-
-
-def test_a_method_that_was_asked_for_is_taken_with_a_warning():
-    model, batch = make()
-    with pytest.warns(UserWarning, match=r"the noise is too large for a first-order term.*takes them all the same, as"):
         backend = choose(model, batch, magnitude=5.0, method="jvp")
+    assert len(w) == 1
+    assert "the noise is too large for a first-order term" in str(w[0].message)
+    assert str(w[0].message).endswith("Noise stability takes them all the same, as asked.")
     assert type(backend) is ForwardDerivatives
 
 
-def test_a_forward_that_cuts_the_gradient_is_noticed(bfloat16_gpu):
+def test_a_forward_that_cuts_the_gradient_is_noticed():
     def cut(x: Tensor) -> Tensor:
         return x.detach().tanh()
 
-    with pytest.warns(UserWarning, match=r"or `forward` cuts the gradient\. Noise stability takes finite differences"):
-        backend = choose(*make(cut, gpu=True))
-    assert type(backend) is FiniteDifferences
+    with pytest.warns(UserWarning, match=r"or `forward` cuts the gradient\. Noise stability takes them all the same"):
+        choose(*make(cut), method="jvp")
 
 
 # ---------------------------------------------------------------- no derivative
@@ -205,12 +168,28 @@ def test_finite_differences_replace_derivatives_that_do_not_exist(method):
     assert torch.equal(scores, expected)
 
 
-def test_auto_falls_back_to_finite_differences_as_well(bfloat16_gpu):
-    model, batch = make(distances, gpu=True)
-    with pytest.warns(UserWarning, match="_cdist_forward"):
-        backend = choose(model, batch)
+@pytest.mark.filterwarnings("ignore:No derivative along the noise")
+def test_finite_differences_in_derivatives_stead_warn_of_low_precision_too():
+    model, batch = make(lambda x: distances(x.bfloat16().float()))
+    with pytest.warns(UserWarning, match="computes in low precision by itself.*rank rounding errors"):
+        choose(model, batch, method="jvp")
+
+
+def test_a_fused_recurrent_layer_is_named_and_gets_finite_differences():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.encoder(x)[0][:, -1])
+
+    batch = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(
+        UserWarning, match=r"noise: mkldnn_rnn_layer has no forward-mode formula\. Noise .* takes finite"
+    ):
+        backend = choose(Recurrent().eval(), batch, method="jvp")
     assert type(backend) is FiniteDifferences
-    assert torch.equal(changes(backend, batch), changes(choose(make(distances)[0], batch), batch))
 
 
 # ---------------------------------------------------------------- through the function
@@ -238,7 +217,7 @@ def test_a_softmax_that_the_model_has_already_is_not_taken_twice():
 # ---------------------------------------------------------------- random models
 
 
-@pytest.mark.parametrize("method", ["auto", "finite_difference", "jvp", "jvp_bf16"])
+@pytest.mark.parametrize("method", ["finite_difference", "jvp", "jvp_bf16"])
 def test_a_model_that_is_random_in_eval_mode_is_refused(method):
     model, batch = make(lambda x: nn.functional.dropout(x, 0.5))
     with pytest.raises(ValueError, match=r"Two clean passes .* differ by up to .*draws random numbers in eval mode"):
@@ -274,26 +253,19 @@ def test_rank_agreement_gives_equal_values_their_mean_rank():
     assert rank_agreement(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-5)
 
 
-def test_a_single_sample_has_no_rank_to_disagree_on(bfloat16_gpu):
+def test_a_single_sample_has_no_rank_to_disagree_on():
     assert rank_agreement(torch.tensor([1.0]), torch.tensor([-2.0])) == 1.0
-    model, batch = make(gpu=True)
-    assert type(choose(model, batch[:1])) is ForwardDerivatives
+    model, batch = make()
+    assert type(choose(model, batch[:1], method="jvp")) is ForwardDerivatives
 
 
-def test_the_threshold_is_the_documented_one(monkeypatch, bfloat16_gpu):
+@pytest.mark.parametrize(("agreement", "warns"), [(0.9901, False), (0.9899, True), (float("nan"), True)])
+def test_the_threshold_is_the_documented_one(monkeypatch, agreement, warns):
     assert AGREEMENT == 0.99
-    model, batch = make(gpu=True)
-    for agreement, kind in (
-        (0.9901, ForwardDerivatives),
-        (0.9899, FiniteDifferences),
-        (float("nan"), FiniteDifferences),
-    ):
-        monkeypatch.setattr(backends, "rank_agreement", lambda one, other, agreement=agreement: agreement)
-        if kind is ForwardDerivatives:
-            assert type(choose(model, batch)) is kind
-        else:
-            with pytest.warns(UserWarning, match="rank a batch otherwise"):
-                assert type(choose(model, batch)) is kind
+    model, batch = make()
+    monkeypatch.setattr(backends, "rank_agreement", lambda one, other: agreement)
+    with pytest.warns(UserWarning, match="rank a batch otherwise") if warns else nullcontext():
+        assert type(choose(model, batch, method="jvp")) is ForwardDerivatives
 
 
 @pytest.mark.parametrize("error", [AssertionError("type(w) is nn.Parameter"), TypeError("no NumPy"), KeyError("x")])

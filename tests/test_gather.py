@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_al.functional import top_k
-from lightning_al.gather import Measured, check_order, check_rows, collect, gather_rows
+from lightning_al.gather import check_rows, collect, gather_rows
 
 
 def test_gather_rows_sorts_by_dataset_index():
@@ -54,44 +54,6 @@ def test_rows_that_are_not_ranked_may_be_equal_but_not_broken():
         check_rows("Name", [3, 5], [3, 5], torch.tensor([1.0, float("nan")]), ranked=False)
     with pytest.raises(RuntimeError, match="each of 2 samples, got 1"):
         check_rows("Name", [3, 5], [3], torch.ones(1), ranked=False)
-
-
-@pytest.mark.parametrize("rows", [[1.0, 2.0, 1.0], [[1.0, 1.0], [1.0, 2.0]], [5.0]])
-def test_rows_that_differ_have_an_order(rows):
-    rows = torch.tensor(rows)
-    check_order("Name", [10, 20, 30], rows, len(rows))  # one sample has nobody to be equal to
-    check_order("Name", [10, 20, 30], rows, 9, rows.mean(0) - 1)
-    check_order("Name", [10, 20], torch.empty(2, 0), 2)
-
-
-def test_rows_that_are_all_equal_have_none():
-    message = r"`Name`: all 3 samples have the same measurement, so none comes first \(dataset indices \[10, 20, 30\]"
-    with pytest.raises(ValueError, match=message):
-        check_order("Name", [10, 20, 30], torch.full((3, 2), 0.1), 3)
-
-
-def test_a_shortlist_of_equal_rows_has_an_order_if_the_others_are_smaller():
-    shortlist = torch.full((3,), 0.1)
-    check_order("Name", [10, 20, 30], shortlist, 500, torch.tensor(0.099))
-    with pytest.raises(ValueError, match="`Name`: all 500 samples have the same measurement"):
-        check_order("Name", [10, 20, 30], shortlist, 500, torch.tensor(0.1))
-    with pytest.raises(ValueError, match="`Name`: all 500 samples"):
-        check_order("Name", [10], shortlist[:1], 500, torch.tensor(0.1))
-    check_order("Name", [10], shortlist[:1], 1, torch.tensor(0.1))
-
-
-# ---------------------------------------------------------------- Measured
-
-
-def test_measurements_are_joined_in_the_order_of_the_dataset():
-    pilot = Measured([2, 9], torch.tensor([[2.0, 1.0], [9.0, 1.0]]), 2, torch.tensor([5.5, 1.0]))
-    shortlist = Measured([1, 5, 30], torch.tensor([[1.0, 0.0], [5.0, 0.0], [30.0, 1.0]]), 8, torch.tensor([7.0, 0.25]))
-    for one, other in ((pilot, shortlist), (shortlist, pilot)):
-        joined = one.joined(other)
-        assert joined.indices == [1, 2, 5, 9, 30]
-        assert joined.rows[:, 0].tolist() == [1, 2, 5, 9, 30]
-        assert joined.count == 10  # all that were measured, on a shortlist or not
-        assert joined.mean.tolist() == pytest.approx([(2 * 5.5 + 8 * 7) / 10, (2 * 1 + 8 * 0.25) / 10])
 
 
 # ---------------------------------------------------------------- collect
@@ -167,7 +129,6 @@ def test_one_process_keeps_all_rows_whatever_is_on_the_shortlist():
     trainer = SimpleNamespace(world_size=1)
     measured = collect(trainer, "Name", [2, 4, 6], [2, 4, 6], [4, 2, 6], torch.tensor([4.0, 2.0, 6.0]), best(1))
     assert (measured.indices, measured.rows.tolist()) == ([2, 4, 6], [2, 4, 6])
-    assert (measured.count, measured.mean) == (3, 4)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
@@ -181,8 +142,6 @@ def test_the_shortlists_of_all_processes_hold_the_picks_of_one(processes, budget
         assert measured.rows.tolist() == rows[measured.indices].tolist()
         picks = [measured.indices[row] for row in top_k(measured.rows, budget).tolist()]
         assert picks == top_k(rows, budget).tolist()
-        assert measured.count == 31
-        torch.testing.assert_close(measured.mean, rows.mean())
     assert all(measured.indices == results[0].indices for measured in results)
 
 
@@ -191,8 +150,6 @@ def test_without_a_shortlist_all_rows_come_together():
     for measured in collect_all(deal(rows, 3), lambda rows: None):
         assert measured.indices == list(range(23))
         assert torch.equal(measured.rows, rows)
-        assert measured.count == 23
-        torch.testing.assert_close(measured.mean, rows.mean(0))
 
 
 @pytest.mark.parametrize("shortlist", [lambda rows: None, best(2)])
@@ -202,8 +159,6 @@ def test_a_process_without_a_batch_takes_part(shortlist):
     assert [len(indices) for indices, _ in shares] == [4, 2, 0]
     for measured in collect_all(shares, shortlist):
         assert measured.indices[-2:] == [4, 5]
-        assert measured.count == 6
-        assert measured.mean == 2.5
 
 
 def test_a_process_without_a_batch_learns_the_shape_and_the_precision_of_the_rows():
@@ -226,7 +181,6 @@ def test_every_process_votes_on_what_travels(shortlist, swap):
     for measured in results:
         assert measured.indices[-2:] == [4, 5]
         assert measured.rows.tolist() == measured.indices
-        assert (measured.count, measured.mean) == (6, 2.5)
 
 
 def test_a_process_without_a_batch_is_not_asked_for_a_shortlist():
