@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_al import perturb
 from lightning_al.functional.noise_stability import deviation_sizes
@@ -100,23 +99,8 @@ def test_finite_differences_restore_when_the_reader_stops_early():
     assert all(map(torch.equal, model.parameters(), clean))
 
 
-# ---------------------------------------------------------------- finite_differences: what noise cannot reach
-
-
-class Count(TorchDispatchMode):
-    """Counts the convolutions that really run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.convolutions += func.overloadpacket.__name__ == "convolution"
-        return func(*args, **(kwargs or {}))
-
-
 class ConvNet(nn.Module):
-    """Four convolutions, of which noise in the head reaches one; a skip connection; classes, or a map of them."""
+    """Four convolutions, a skip connection; classes, or a map of them."""
 
     def __init__(self, dense: bool = False) -> None:
         super().__init__()
@@ -137,23 +121,6 @@ def make(dense: bool = False, dtype: torch.dtype = torch.float32) -> tuple[ConvN
         return ConvNet(dense).to(dtype).eval(), [torch.randn(size, 2, 6, 5, dtype=dtype) for size in (3, 1, 4)]
 
 
-def count(run) -> tuple[Tensor, float]:
-    with Count() as counter:
-        outputs = run()
-    return outputs, float(counter.convolutions)
-
-
-@pytest.fixture
-def replays(monkeypatch):
-    """Choose between replaying and running in full by counting, not by the clock."""
-    monkeypatch.setattr(perturb, "_timed", count)
-
-
-@pytest.fixture
-def runs_in_full(monkeypatch):
-    monkeypatch.setattr(perturb, "record_prefix", lambda forward, noisy: (forward(), None))
-
-
 SEEDS = [(7, 0), (7, 1), (7, 2)]
 
 
@@ -167,28 +134,8 @@ def order(found: Sequence[Deviation]) -> list[tuple[int, int]]:
     return [(deviation.position, deviation.step) for deviation in found]
 
 
-@pytest.mark.parametrize("modules", [["head"], ["block.2", "head"], ["body.1"]])
 @pytest.mark.parametrize("dense", [False, True])
-def test_what_noise_cannot_reach_runs_once_and_changes_no_bit(replays, request, dense, modules):
-    model, chunk = make(dense)
-    with Count() as spared:
-        found = deviate(model, chunk, modules)
-    request.getfixturevalue("runs_in_full")
-    with Count() as full:
-        expected = deviate(model, chunk, modules)
-    assert order(found) == order(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.clean, other.clean)
-        assert torch.equal(one.change, other.change)
-        assert one.change.any()
-    looks, probes, passes = 1, 2, len(SEEDS) * len(chunk)  # of noisy_parameters, and of the first batch both ways
-    reached = {"head": 1, "block.2": 2, "body.1": 3}[modules[0]]
-    assert full.convolutions == 4 * (looks + len(chunk) + passes)
-    assert spared.convolutions == 4 * (looks + len(chunk) + probes / 2) + reached * (passes + probes / 2)
-
-
-@pytest.mark.parametrize("dense", [False, True])
-def test_confined_deviations_are_those_of_the_twin(replays, dense):
+def test_confined_deviations_are_those_of_the_twin(dense):
     model, chunk = make(dense, torch.float64)
     found = deviate(model, chunk, ["head"])
     names = ["head.weight", "head.bias"]
@@ -196,113 +143,6 @@ def test_confined_deviations_are_those_of_the_twin(replays, dense):
     for step, (clean, noised) in enumerate(pairs):
         changes = torch.cat([deviation.change for deviation in found if deviation.step == step])
         torch.testing.assert_close(changes, noised - clean, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("times", [(1.0, 0.0), (1.0, 1.0)])
-def test_recordings_are_not_used_where_they_save_no_time(monkeypatch, times):
-    asked = []
-
-    def timed(run):
-        asked.append(run)
-        return torch.zeros(3, 3), times[len(asked) - 1]
-
-    monkeypatch.setattr(perturb, "_timed", timed)
-    model, chunk = make()
-    with Count() as counter:
-        deviate(model, chunk, ["head"])
-    assert len(asked) == 2  # the first batch decides for all
-    assert counter.convolutions == 4 * (1 + len(chunk) + len(SEEDS) * len(chunk))
-
-
-def test_recordings_are_not_used_where_they_change_a_bit(monkeypatch):
-    asked = []
-
-    def timed(run):
-        asked.append(run)
-        return torch.full((3, 3), 1.0 + 2.0**-23 * (len(asked) % 2)), float(len(asked))
-
-    monkeypatch.setattr(perturb, "_timed", timed)
-    model, chunk = make()
-    with Count() as counter:
-        deviate(model, chunk, ["head"])
-    assert len(asked) == 2
-    assert counter.convolutions == 4 * (1 + len(chunk) + len(SEEDS) * len(chunk))
-
-
-def test_whether_recordings_pay_is_asked_under_noise_that_is_taken_away_again(replays, monkeypatch):
-    model, chunk = make()
-    clean, asked = [parameter.detach().clone() for parameter in model.parameters()], []
-
-    def timed(run):
-        asked.append([torch.equal(one, other) for one, other in zip(model.parameters(), clean, strict=True)])
-        return count(run)
-
-    monkeypatch.setattr(perturb, "_timed", timed)
-    deviate(model, chunk, ["head"])
-    assert asked == [[not name.startswith("head") for name, _ in model.named_parameters()]] * 2
-    assert all(map(torch.equal, model.parameters(), clean))
-
-
-class Array(nn.Module):
-    """Reads numbers of a clean layer past the operators: a replay would read memory that holds nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(x)
-        scale = float(h.abs().sum(1).flatten(1).sum(1).numpy().sum())
-        return self.head(h).mean((2, 3)) * scale
-
-
-def test_numbers_that_python_reads_past_the_operators_are_right(replays, request):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Array().eval()
-    chunk = make()[1]
-    leftovers = [torch.full((size,), 7.0) for size in (1, 3, 4) for _ in range(100)]
-    del leftovers  # memory that is not initialized has other numbers than the right ones
-    found = deviate(model, chunk, ["head"])
-    request.getfixturevalue("runs_in_full")
-    expected = deviate(model, chunk, ["head"])
-    assert order(found) == order(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.clean, other.clean)
-        assert torch.equal(one.change, other.change)
-        assert one.change.any()
-
-
-def test_a_pass_is_timed_by_the_better_of_two(monkeypatch):
-    ticks, ran = iter([10.0, 13.0, 20.0, 21.0]), []
-    monkeypatch.setattr(perturb.time, "perf_counter", lambda: next(ticks))
-    outputs, seconds = perturb._timed(lambda: ran.append(1) or torch.full((2,), float(len(ran))))
-    assert seconds == 1
-    assert outputs.tolist() == [2, 2]
-    assert len(ran) == 2
-
-
-def test_clean_outputs_that_are_known_are_not_computed_again():
-    model, chunk = make()
-    with torch.no_grad():
-        known = [model(batch) for batch in chunk]
-        backend = FiniteDifferences(model, list(model.parameters()), Noise(0.01))
-        expected = list(backend.deviations(chunk, SEEDS))
-        with Count() as counter:
-            found = list(backend.deviations(chunk, SEEDS, known))
-    assert counter.convolutions == 4 * len(SEEDS) * len(chunk)
-    assert order(found) == order(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.clean is known[one.position]
-        assert torch.equal(one.change, other.change)
-
-
-def test_a_model_that_is_noisy_everywhere_is_not_timed(monkeypatch):
-    monkeypatch.setattr(perturb, "_timed", lambda run: pytest.fail("nothing to compare"))
-    model, chunk = make()
-    with Count() as counter:
-        deviate(model, chunk, None)
-    assert counter.convolutions == 4 * (1 + len(chunk) + len(SEEDS) * len(chunk))
 
 
 # ---------------------------------------------------------------- finite_differences: memory
@@ -339,24 +179,26 @@ def test_held_bytes_split_a_chunk_without_changing_a_bit():
         assert all(torch.equal(one.change, whole[one.position, one.step]) for one in found)
 
 
-def test_held_bytes_count_the_recorded_results_as_well(replays):
-    model, chunk = make()
-    row = 3 * 4
-    recorded = 4 * 6 * 5 * 4  # the sum that the head reads
-    for held, groups in {4 * (row + recorded): [[0, 1], [2]], 4 * (row + recorded) + 1: [[0, 1, 2]]}.items():
-        found = deviate(model, chunk, ["head"], held_bytes=held)
-        assert order(found) == [(p, s) for group in groups for s in range(3) for p in group]
+def test_a_large_dense_output_is_gone_before_the_next_batch_is_run(monkeypatch):
+    monkeypatch.setattr(perturb, "DENSE_BYTES", 1)
+    conv = nn.Conv2d(2, 3, 1)
+    outputs: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
 
+    def forward(batch: Tensor) -> Tensor:
+        alive.append(sum(output() is not None for output in outputs))
+        output = conv(batch)
+        outputs.append(weakref.ref(output))
+        return output
 
-# ---------------------------------------------------------------- finite_differences: rough looks and compiling
-
-
-def test_a_rough_look_is_the_clean_output():
-    model, chunk = make(dtype=torch.float64)
-    backend = FiniteDifferences(model, list(model.parameters()), Noise(0.01))
     with torch.no_grad():
-        rough, clean = backend.rough(chunk[0]), model(chunk[0])
-    torch.testing.assert_close(rough.double(), clean, rtol=0, atol=0.02 * float(clean.abs().max()))
+        backend = FiniteDifferences(forward, list(conv.parameters()), Noise(0.1))
+        sizes = deviation_sizes(backend, [torch.ones(2, 2, 4, 4)] * 3, [(0, 0), (0, 1)])
+    assert sizes.shape == (6, 2)
+    assert alive == [0, 1, 1] * 3  # the clean pass of a batch, and its perturbed passes beside its clean output
+
+
+# ---------------------------------------------------------------- finite_differences: compiling
 
 
 def test_compiled_passes_give_the_same_deviations_and_compile_once():
@@ -380,22 +222,3 @@ def test_compiled_passes_give_the_same_deviations_and_compile_once():
         torch.testing.assert_close(one.change, other.change, rtol=0, atol=8 * 2**-23)
         assert other.change.abs().max() > 1e-3
     torch._dynamo.reset()
-
-
-def test_a_large_dense_output_is_gone_before_the_next_batch_is_run(monkeypatch):
-    monkeypatch.setattr(perturb, "DENSE_BYTES", 1)
-    conv = nn.Conv2d(2, 3, 1)
-    outputs: list[weakref.ref[Tensor]] = []
-    alive: list[int] = []
-
-    def forward(batch: Tensor) -> Tensor:
-        alive.append(sum(output() is not None for output in outputs))
-        output = conv(batch)
-        outputs.append(weakref.ref(output))
-        return output
-
-    with torch.no_grad():
-        backend = FiniteDifferences(forward, list(conv.parameters()), Noise(0.1))
-        sizes = deviation_sizes(backend, [torch.ones(2, 2, 4, 4)] * 3, [(0, 0), (0, 1)])
-    assert sizes.shape == (6, 2)
-    assert alive == [0, 1, 1] * 3  # the clean pass of a batch, and its perturbed passes beside its clean output
