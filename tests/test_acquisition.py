@@ -118,7 +118,7 @@ def test_a_fit_labels_the_most_uncertain_samples_of_the_trained_model(strategy, 
     ],
 )
 def test_a_fit_labels_the_least_stable_samples_of_the_trained_model(options):
-    run = fit(NoiseStabilityAcquisition(7, **options), precision="64-true")
+    run = fit(NoiseStabilityAcquisition(7, selection="topk", **options), precision="64-true")
     indices = candidates_of(run)
     seeds = [(Stream.NOISE, options.get("seed", 0), 0, k) for k in range(options.get("passes", 10))]
     expected = {name: value for name, value in options.items() if name not in ("passes", "seed")}
@@ -130,7 +130,7 @@ def test_a_fit_labels_the_least_stable_samples_of_the_trained_model(options):
 
 
 def test_modules_confine_the_noise_of_the_callback():
-    run = fit(NoiseStabilityAcquisition(7, passes=4, modules=["net.4"]), precision="64-true")
+    run = fit(NoiseStabilityAcquisition(7, passes=4, modules=["net.4"], selection="topk"), precision="64-true")
     indices = candidates_of(run)
     points = [points.double() for points in inputs_of(indices)]
     noisy = ["net.4.weight", "net.4.bias"]
@@ -176,7 +176,7 @@ def test_random_picks_come_from_seed_and_cycle():
 def test_cycles_grow_the_labeled_part_with_fresh_trainers():
     data = make_data()
     for cycle in range(3):
-        run = fit(NoiseStabilityAcquisition(5, passes=2), data=data, precision="64-true")
+        run = fit(NoiseStabilityAcquisition(5, passes=2, selection="topk"), data=data, precision="64-true")
         indices = candidates_of(run)
         assert len(indices) == 100 - 5 * cycle
         points = [points.double() for points in inputs_of(indices)]
@@ -398,7 +398,7 @@ def test_scores_are_taken_in_true_precision_whatever_the_training_was_in(precisi
             types.append((next(predictor.module.parameters()).dtype, chunk[0][0].dtype, predictor(chunk[0]).dtype))
             return super().measure_chunk(predictor, chunk)
 
-    run = fit(Spy(7), precision=precision)
+    run = fit(Spy(7, selection="topk"), precision=precision)
     trained = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     scored = torch.float64 if precision == "64-true" else torch.float32
     assert next(run.model.parameters()).dtype == trained
@@ -434,7 +434,7 @@ def test_a_fit_inside_autocast_and_with_fast_matrix_products_is_scored_without_t
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            run = fit(Spy(7))
+            run = fit(Spy(7, selection="topk"))
     finally:
         torch.set_float32_matmul_precision("highest")
     assert seen == [(False, torch.float32, True)]
@@ -444,7 +444,7 @@ def test_a_fit_inside_autocast_and_with_fast_matrix_products_is_scored_without_t
 
 def test_autocast_would_have_picked_other_samples():
     # what the test above would miss if it could not tell: the same weights scored the way bf16-mixed computes
-    run = fit(NoiseStabilityAcquisition(7), precision="bf16-mixed")
+    run = fit(NoiseStabilityAcquisition(7, selection="topk"), precision="bf16-mixed")
     indices = candidates_of(run)
     trained = copy.deepcopy(run.model).eval()
     parameters, seeds = list(trained.parameters()), [(Stream.NOISE, 0, 0, k) for k in range(10)]
@@ -827,7 +827,7 @@ def test_a_compiled_module_is_scored_and_left_alone():
 
     before, after, model = Witness(), Witness(), Silent()
     data = ActiveLearningDataModule(UsersData(), initial_size=20, pool_batch_size=32)
-    callbacks = [before, NoiseStabilityAcquisition(7), after]
+    callbacks = [before, NoiseStabilityAcquisition(7, selection="topk"), after]
     trainer = Trainer(max_epochs=1, callbacks=callbacks, **QUIET)
     trainer.fit(torch.compile(model, backend="eager"), data)
     run = SimpleNamespace(pool=data.pool, query=data.pool.history[-1])

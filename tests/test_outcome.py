@@ -85,10 +85,10 @@ def test_quantiles_are_those_of_all_candidates(seen, tmp_path):
         RandomAcquisition(5),
         CoreSetAcquisition(5),
         NoiseStabilityAcquisition(5, passes=3, selection="kmeans++"),
-        NoiseStabilityAcquisition(5, passes=10, racing=True),
+        NoiseStabilityAcquisition(5, passes=10),
         MarginAcquisition(5),
     ],
-    ids=["random", "core_set", "kmeans", "racing", "margin"],
+    ids=["random", "core_set", "kmeans", "noise_stability", "margin"],
 )
 def test_looking_changes_nothing(strategy, seen, tmp_path):
     twin = copy.copy(strategy)  # without a folder, so nobody looks

@@ -13,7 +13,7 @@ NOISE = make_generator(0)
 def make_query(indices, labeled=None, width=2):
     """A query whose rows say which sample they are of."""
     rows = torch.tensor([[float(index)] * width for index in indices]).reshape(len(indices), width)
-    return Query(rows, indices, 3, NOISE, labeled, torch.tensor([0.5] * width))
+    return Query(rows, indices, 3, NOISE, labeled)
 
 
 def test_picks_are_gone_and_count_as_labeled_while_others_are_gone_only():
@@ -33,7 +33,6 @@ def test_what_it_was_made_from_stays_as_it_was():
     assert all(getattr(query, name) is value for name, value in before.items())
     assert (query.indices, len(query.pool), len(query.labeled)) == ([2, 3, 5], 3, 1)
     assert left.generator is NOISE, "later draws go on where those before stopped"
-    assert left.mean is query.mean
 
 
 def test_a_strategy_that_does_not_ask_for_the_labeled_part_still_gets_none_of_it():

@@ -59,7 +59,7 @@ def run(
     **options: Any,
 ) -> ActiveLearningDataModule:
     data = ActiveLearningDataModule(dataset, initial_size=START, batch_size=6, val_dataset=val_dataset)
-    acquisition = NoiseStabilityAcquisition(PICKS, **{"passes": 2, **options})
+    acquisition = NoiseStabilityAcquisition(PICKS, **{"passes": 2, "selection": "topk", **options})
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -150,7 +150,7 @@ def text() -> TensorDataset:
 def test_a_flattened_language_model_is_shown_three_ways_out(fit):
     # 6 sequences of 5 tokens come back as 30 rows
     with pytest.raises(
-        ValueError, match=r"got \(45, 4\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"
+        ValueError, match=r"got \(45, 3\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"
     ):
         fit(small(Transformer), text())
 
@@ -316,7 +316,7 @@ def test_an_ensemble_routine_is_shown_three_ways_out(fit):
         model.format_batch_fn = Repeat()
         return model
 
-    with pytest.raises(ValueError, match=r"got \(18, 4\) for 9 samples.*Three ways out"):
+    with pytest.raises(ValueError, match=r"got \(18, 3\) for 9 samples.*Three ways out"):
         fit(routine(torch_uncertainty.ClassificationRoutine), dataset, dataset)
     check(fit(routine(Averaged), dataset, dataset))
 

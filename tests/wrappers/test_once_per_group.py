@@ -33,7 +33,7 @@ INNER = {
     "noise_stability": partial(NoiseStabilityAcquisition, passes=3),
     "kmeans": partial(NoiseStabilityAcquisition, passes=3, selection="kmeans++"),
     "k_center": partial(NoiseStabilityAcquisition, passes=3, selection="k-center"),
-    "power": partial(NoiseStabilityAcquisition, passes=3, selection="power"),
+    "topk": partial(NoiseStabilityAcquisition, passes=3, selection="topk"),
     "core_set": CoreSetAcquisition,
     "badge": BADGEAcquisition,
     "random": RandomAcquisition,

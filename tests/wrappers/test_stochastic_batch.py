@@ -36,7 +36,7 @@ SCORED = {
     "least_confidence": (LeastConfidenceAcquisition, lambda rows: rows),
     "bald": (partial(BALDAcquisition, passes=4), lambda rows: rows),
     "noise_stability": (partial(NoiseStabilityAcquisition, passes=3), lambda rows: rows[:, 0]),
-    "power": (partial(NoiseStabilityAcquisition, passes=3, selection="power"), lambda rows: rows[:, 0]),
+    "topk": (partial(NoiseStabilityAcquisition, passes=3, selection="topk"), lambda rows: rows[:, 0]),
     "kmeans": (partial(NoiseStabilityAcquisition, passes=3, selection="kmeans++"), stability(3)),
     "k_center": (partial(NoiseStabilityAcquisition, passes=3, selection="k-center"), stability(3)),
     "badge": (BADGEAcquisition, gradient_length),
@@ -66,7 +66,9 @@ def test_picks_by_the_noise_and_the_temperature_it_was_given(noise, temperature)
 
 def test_is_the_power_selection_of_noise_stability():
     whole = NoiseStabilityAcquisition(7, passes=3, selection="power")
-    assert picks_of(StochasticBatch(7, partial(NoiseStabilityAcquisition, passes=3))) == picks_of(whole)
+    assert picks_of(StochasticBatch(7, partial(NoiseStabilityAcquisition, passes=3, selection="topk"))) == picks_of(
+        whole
+    )
 
 
 @pytest.mark.parametrize("noise", PICK)
@@ -101,13 +103,6 @@ def test_power_of_a_negative_score_is_refused():
 def test_an_acquisition_without_scores_is_refused(factory):
     message = rf"`StochasticBatch\(acquisition={factory.__name__}\)`: it has no score per sample\. Use it as it is"
     with pytest.raises(ValueError, match=message):
-        fit(StochasticBatch(7, factory))
-
-
-@pytest.mark.parametrize("options", [{"racing": True}, {"passes": "auto"}])
-def test_unfinished_scores_are_refused(options):
-    factory = partial(NoiseStabilityAcquisition, **options)
-    with pytest.raises(ValueError, match=r"`StochasticBatch` looks at every score, and NoiseStabilityA.*racing=False"):
         fit(StochasticBatch(7, factory))
 
 

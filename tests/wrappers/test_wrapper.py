@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_al import (
@@ -152,7 +153,18 @@ def test_the_query_size_reaches_the_others_and_is_checked_once():
 def test_figures_of_the_other_acquisition_are_reported(caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         fit(OncePerGroup(7, partial(NoiseStabilityAcquisition, passes=4), GROUPS))
-    assert re.search(r"OncePerGroup: labeled 7 .*, passes 4, confidence [01]\.?\d*, racing 1; Pool", caplog.text)
+    assert re.search(r"OncePerGroup: labeled 7 .*, passes 4, confidence [01]\.?\d*; Pool", caplog.text)
+
+
+@pytest.mark.parametrize("name", ONE_INSIDE)
+def test_only_a_wrapper_that_leaves_the_choice_to_the_other_passes_its_shortlist_on(name):
+    scores = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    wrapper = ONE_INSIDE[name](7, EntropyAcquisition)
+    shortlist = wrapper.shortlist(scores, 7)
+    if isinstance(wrapper, RandomSubset):
+        assert set(shortlist.tolist()) == set(scores.topk(7).indices.tolist())
+    else:
+        assert shortlist is None
 
 
 # ---------------------------------------------------------------- combined
