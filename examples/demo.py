@@ -5,7 +5,7 @@ Every run is a call of the command line that anyone can type; this script repeat
 are kept in `runs/demo`, and not repeated.
 
     python examples/demo.py
-    python examples/demo.py --seeds 10 --strategies random margin noise_stability noise_stability_power
+    python examples/demo.py --seeds 10 --strategies random margin noise_stability_paper noise_stability
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds per strategy (default: %(default)s)")
     parser.add_argument(
-        "--strategies", nargs="+", default=["random", "noise_stability", "noise_stability_power"], help="YAML names"
+        "--strategies", nargs="+", default=["random", "noise_stability_paper", "noise_stability"], help="YAML names"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "demo", help="where runs are kept")
     options = parser.parse_args()
