@@ -3,7 +3,8 @@
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +222,15 @@ class Acquisition(Callback, ABC):
             f"{type(self).__name__}: labeled {len(picks)} of {len(indices)} candidates in {sum(seconds.values()):.1f} s"
             f"{said}; {pool}."
         )
+
+    @contextmanager
+    def first_candidates(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[Predictor, Any]]:
+        """Let a strategy look at a few candidates before training, through an untrained clone on the device."""
+        datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        indices = datamodule.pool.unlabeled[:EXAMPLES]
+        with seeded(Stream.SCORING, datamodule.seed), scoring_clone(trainer, module) as clone:
+            first = next(iter(datamodule.pool_dataloader(indices, shard=False)))
+            yield Predictor(clone), make_transfer(trainer, clone)(first.batch)
 
     def _measure(
         self,

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 Distribution = Literal["gaussian", "uniform", "laplace"]
 Scope = Literal["global", "tensor"]
 
+VARIANCES: dict[Distribution, float] = {"gaussian": 1.0, "uniform": 1 / 3, "laplace": 2.0}
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -69,6 +71,29 @@ class Noise:
             # a parameter of one element can draw a zero (in low precision often): then there is no direction to step in
             factors = list(torch.where(lengths > 0, self.magnitude * sizes / lengths, 0.0))
         return [direction.mul_(factor.to(direction)) for direction, factor in zip(directions, factors, strict=True)]
+
+    def variances(self, parameters: Sequence[Tensor]) -> list[float]:
+        r"""Return the variance of the noise on each element of each parameter.
+
+        The elements of $\xi D$ are uncorrelated by symmetry, and the square of its norm is shared by d of them alike:
+        $m^2 \|\theta\|^2 / d$ if `relative`, over all parameters together or over each one, and else
+        $m^2 \mathrm{Var}(D)$.
+
+        Args:
+            parameters: The clean parameters.
+
+        Returns:
+            One variance per parameter.
+
+        """
+        squared = self.magnitude**2
+        if not self.relative:
+            return [squared * VARIANCES[self.distribution]] * len(parameters)
+        squares = (_norms(parameters) ** 2).tolist()
+        counts = [parameter.numel() for parameter in parameters]
+        if self.scope == "global":
+            return [squared * sum(squares) / sum(counts)] * len(parameters)
+        return [squared * square / count for square, count in zip(squares, counts, strict=True)]
 
     def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
         # one after another in the order of the dimensions, however the parameter lies in memory

@@ -41,7 +41,7 @@ class Bar:
     def finish_pass(self, step: int, count: int, samples: int) -> None:
         """Count one of `count` passes over some samples of the chunk."""
         self._part += samples / count
-        self._move(f"pass {step} of {count}")
+        self._move(f"pass {step} of {count}" if count > 1 else "")
 
     def _move(self, said: str) -> None:
         # a chunk that ran out of memory begins again: the bar waits until it is as far as before

@@ -1,0 +1,182 @@
+r"""The expected score of noise stability, without drawing any noise.
+
+For small noise of variance $s_l^2$ on each element of parameter l, the mean squared deviation over infinitely many
+passes is $R(x) = \sum_l s_l^2 \|J_l(x)\|_F^2$, with the Jacobian of the output with respect to that parameter.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_al.adapters import Output, Predictor
+from lightning_al.noise import Noise, noisy_parameters
+from lightning_al.perturb import check_repeatable
+from lightning_al.perturbation.coverage import UncountableError, backward_passes, cover, watched_pass
+from lightning_al.perturbation.directions import Directions, Response, output_directions
+from lightning_al.progress import tell_pass
+from lightning_al.seeding import make_generator
+
+DENSE = (
+    '`passes="inf"`: {} returns outputs of shape {} for each sample, and the closed form is for one row of outputs per '
+    "sample. Use a number of passes, such as `passes=10`."
+)
+
+FALLBACK_PASSES = 30  # whose picks overlap with those of the limit by 0.9 or so, see `examples/benchmarks`
+UNCOUNTABLE = (
+    "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number says so without this "
+    "warning."
+)
+
+
+class ClosedForm:
+    r"""Scores $R(x) = \sum_l s_l^2 \|J_l(x)\|_F^2$ by one forward and a few backward passes.
+
+    Along each direction in the space of outputs one backward pass serves all samples of a batch, each with a direction
+    of its own; what arrives behind a layer, together with what went in, gives every sample's squared gradient norm.
+
+    Args:
+        predictor: The model, on its device and in eval mode.
+        batch: Some samples, with which the parts of the model are found and checked.
+        noise: How much noise, and of what kind.
+        modules: Glob patterns of the modules that get noise.
+        output: What the distance is measured on.
+        directions: Backward passes; the most important directions by themselves, the rest together in the last one.
+        seed: Integers that seed the random signs of the last one.
+
+    Raises:
+        UncountableError: If a parameter cannot be counted exactly, with its name.
+        ValueError: If outputs are dense, nothing can be perturbed, or the model is random in eval mode.
+
+    Cost: one forward pass and `directions` backward passes without weight gradients, and about half a forward pass more
+        for each; memory of one batch's activations in training, and as much again for each direction.
+
+    References:
+        Li et al., Deep Active Learning with Noise Stability, Eq. 13.
+
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        batch: Any,
+        *,
+        noise: Noise,
+        modules: Sequence[str] | None = None,
+        output: Output = "softmax",
+        directions: Directions = 2,
+        seed: Sequence[int] = (0,),
+    ) -> None:
+        self._root = _Root(predictor)
+        self._output: Output = output
+        self._directions = directions
+        clean: list[Tensor] = []
+        parameters = noisy_parameters(predictor.module, lambda: clean.append(predictor(batch)), modules)
+        with torch.no_grad():
+            check_repeatable(clean[0], predictor(batch))
+        check_not_dense(predictor, clean[0])
+        self._generic = torch.randn(clean[0].shape[1], dtype=torch.float64, generator=make_generator(*seed))
+        self._response(clean[0])
+        variances = noise.variances(parameters)
+        self._noisy = {id(parameter) for parameter in parameters}
+        self._variances = dict(zip((id(parameter) for parameter in parameters), variances, strict=True))
+        with self._differentiable():
+            self._parts = cover(self._root, batch, parameters, variances)
+
+    def chunk_scores(self, chunk: Sequence[Any]) -> Tensor:
+        """Return the scores (n,) of a few batches, one batch after another."""
+        scores = []
+        for batch in chunk:
+            scores.append(self.scores(batch))
+            tell_pass(1, 1, len(scores[-1]))
+        return torch.cat(scores)
+
+    def scores(self, batch: Any) -> Tensor:
+        """Return the scores (B,) of a batch on the device.
+
+        Raises:
+            RuntimeError: If the forward pass takes another way than it did for the first batch.
+
+        """
+        with self._differentiable():
+            outputs, calls = watched_pass(self._root, batch, self._parts)
+            called = sorted(id(call.part) for call in calls)
+            if called != sorted(id(part) for part in self._parts if part.parameters):
+                raise RuntimeError(
+                    f'`passes="inf"`: {type(self._root.module).__name__} called other layers for this batch than for '
+                    "the first one, or called them more often, so its parameters cannot be counted. Use a number of "
+                    "passes, such as `passes=30`."
+                )
+            vectors = output_directions(outputs, self._response(outputs), self._directions, self._generic)
+            scores = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
+            for call, gradients in zip(calls, backward_passes(outputs, calls, vectors), strict=True):
+                norms = call.part.norms(call, gradients, len(outputs))
+                for name, parameter in call.part.parameters.items():
+                    scores += self._variances[id(parameter)] * norms[name].double().sum(1)
+        return scores.to(outputs.dtype)
+
+    def _response(self, outputs: Tensor) -> Response:
+        """Return what is measured, given whether the model ends in a softmax of its own."""
+        if self._output != "softmax":
+            return self._output
+        return "probabilities" if self._root.predictor.normalized(outputs) is outputs else "softmax"
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Let gradients reach the parameters that count, and no others, through operators that have them."""
+        module = self._root.module
+        with ExitStack() as stack:
+            for parameter in module.parameters():
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(id(parameter) in self._noisy)
+            for layer in module.modules():
+                if isinstance(layer, nn.Embedding):
+                    # training leaves out the padding's row or weighs rows by frequency, and noise does neither
+                    for name, value in (("padding_idx", None), ("scale_grad_by_freq", False), ("sparse", False)):
+                        stack.callback(setattr, layer, name, getattr(layer, name))
+                        setattr(layer, name, value)
+            if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
+                # recurrence has a gradient in eval mode only outside of cuDNN
+                stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+                torch.backends.cudnn.enabled = False
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+
+
+def find_closed_form(predictor: Predictor, batch: Any, **options: Any) -> ClosedForm | None:
+    """Return the closed form of a model, or None, with a warning that names what cannot be counted.
+
+    Args:
+        predictor: The model.
+        batch: Some samples.
+        **options: As for `ClosedForm`.
+
+    """
+    try:
+        return ClosedForm(predictor, batch, **options)
+    except UncountableError as error:
+        rank_zero_warn(UNCOUNTABLE.format(type(predictor.module).__name__, error, FALLBACK_PASSES))
+        return None
+
+
+def check_not_dense(predictor: Predictor, outputs: Tensor) -> None:
+    """Refuse outputs (B, C, *positions), for each position of which a closed form would take passes of its own."""
+    if outputs.ndim > 2:
+        raise ValueError(DENSE.format(type(predictor.module).__name__, tuple(outputs.shape[1:])))
+
+
+class _Root(nn.Module):
+    """A predictor as a module, of which the whole model is a part."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.module = predictor.module
+        self.predictor = predictor
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return raw outputs (B, C)."""
+        return self.predictor(batch)

@@ -1,0 +1,287 @@
+"""Which part of a model counts which parameter: found by watching forward passes, and checked against autograd.
+
+Layers come first, then bare parameters that are broadcast over the samples, then the smallest module around what is
+left, up to the whole model. Each choice must give the norm that plain autograd gives for one sample of a few, and
+nothing for the others; so no layer is taken for what it is not, and no sample for another.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_al.adapters import take_rows
+from lightning_al.perturb import perturbed
+from lightning_al.perturbation.attention import AttentionPart, can_be_opened
+from lightning_al.perturbation.gradient_norms import known_norms
+from lightning_al.perturbation.parts import BarePart, Call, LayerPart, ModulePart, Part, tensors_in
+
+PROBE = 7  # samples: few, and a prime, so that hardly another dimension has this length
+SHOWN = 6  # names in a message
+CHANGE = 1e-2  # relative change of a parameter that shows in the outputs if they depend on it
+
+
+class UncountableError(RuntimeError):
+    """Some parameters cannot be counted exactly; the message names them."""
+
+
+def watched_pass(root: nn.Module, batch: Any, parts: Iterable[Part]) -> tuple[Tensor, list[Call]]:
+    """Run a forward pass with gradients, and return the outputs (B, C) and what the parts noted."""
+    calls: list[Call] = []
+    with torch.enable_grad(), ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.watch(calls))
+        outputs = root(batch)
+    return outputs, calls
+
+
+def backward_passes(outputs: Tensor, calls: Sequence[Call], vectors: Tensor) -> Iterator[list[list[Tensor]]]:
+    """Run one backward pass for each direction, and yield what arrives at each call.
+
+    Args:
+        outputs: (B, C) of a watched pass; their graph is freed.
+        calls: What the parts noted.
+        vectors: (D, B, C) directions.
+
+    Yields:
+        For each call, the gradients at its edges along each of the D directions.
+
+    """
+    edges = [edge for call in calls for edge in call.edges]
+    gradients: list[list[Tensor | None]] = [
+        list(torch.autograd.grad(outputs, edges, vector, retain_graph=step < len(vectors) - 1, allow_unused=True))
+        for step, vector in enumerate(vectors)
+    ]
+    start = 0
+    for call in calls:
+        stop = start + len(call.edges)
+        along = [
+            [
+                outputs.new_zeros(shape) if gradient is None else gradient
+                for gradient, shape in zip(found[start:stop], call.shapes, strict=True)
+            ]
+            for found in gradients
+        ]
+        for found in gradients:
+            found[start:stop] = [None] * len(call.edges)  # memory of which the rest has no more need
+        yield along
+        start = stop
+
+
+def cover(root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weights: Sequence[float]) -> list[Part]:
+    """Find parts that together count every parameter once.
+
+    Args:
+        root: Maps a batch to outputs (B, C); the parameters that count require gradients, no others.
+        batch: Some samples.
+        parameters: What to count.
+        weights: Of the squared norm of each parameter's gradient in the score.
+
+    Returns:
+        The parts, to be watched together.
+
+    Raises:
+        UncountableError: If parameters are left over, with their names.
+
+    Cost: some passes over seven samples, two of a model of known layers.
+
+    """
+    search = _Search(root, batch, parameters, weights)
+    parts = [*search.settle(search.layer_parts()), *search.settle(search.bare_parts())]
+    parts += search.module_parts()
+    return parts
+
+
+class _Search:
+    """What is known of a model while parts are sought, and which parameters are still pending."""
+
+    def __init__(
+        self, root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weights: Sequence[float]
+    ) -> None:
+        self.root = root
+        self.batch = _few_samples(root, batch)
+        self.weights = {id(parameter): weight for parameter, weight in zip(parameters, weights, strict=True)}
+        self.modules = dict(root.named_modules())
+        self.owners: dict[int, list[tuple[str, str]]] = {id(parameter): [] for parameter in parameters}
+        for path, module in self.modules.items():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in self.owners:
+                    self.owners[id(parameter)].append((path, name))
+        self.outputs, _ = watched_pass(root, self.batch, [])
+        self.pending = self._take_norms(parameters)
+        self.attentions = {
+            path: AttentionPart(module, self._own(path, module, ("in_proj_weight", "in_proj_bias")))
+            for path, module in self.modules.items()
+            if isinstance(module, nn.MultiheadAttention) and can_be_opened(module)
+        }
+        self.rows = self._watch_rows()
+
+    def _take_norms(self, parameters: Sequence[nn.Parameter]) -> dict[int, nn.Parameter]:
+        """Note the norms that autograd gives for one sample; return what has an effect on the outputs."""
+        # any direction will do, and the sample in the middle is neither first nor last
+        vector = torch.zeros_like(self.outputs)
+        vector[len(vector) // 2] = torch.linspace(1, 2, vector.shape[1])
+        self.vector = vector
+        found: list[Tensor | None] = [None] * len(parameters)
+        if self.outputs.requires_grad:
+            found = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
+        cut = [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is None]
+        mattering = [parameter for parameter in cut if self._matters(parameter)]
+        if mattering:
+            raise UncountableError(self.name(mattering) + ": the forward pass cuts off their gradient")
+        self.truth = {
+            id(parameter): float(gradient.square().sum())
+            for parameter, gradient in zip(parameters, found, strict=True)
+            if gradient is not None
+        }
+        return {id(parameter): parameter for parameter in parameters if id(parameter) in self.truth}
+
+    def _matters(self, parameter: nn.Parameter) -> bool:
+        with torch.no_grad(), perturbed([parameter], [CHANGE * (parameter.abs() + parameter.abs().mean() + CHANGE)]):
+            return not torch.allclose(self.root(self.batch), self.outputs, rtol=1e-5, atol=1e-6)
+
+    def name(self, parameters: Iterable[nn.Parameter]) -> str:
+        """Name parameters for a message, as the user's module does."""
+        names = [".".join(filter(None, self.owners[id(parameter)][0])) for parameter in parameters]
+        return ", ".join(name.removeprefix("module.") for name in names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+
+    def _own(self, path: str, module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Return the pending parameters that a module alone holds, of these names."""
+        own = dict(module.named_parameters(recurse=False))
+        return {
+            name: own[name]
+            for name in names
+            if name in own and id(own[name]) in self.pending and self.owners[id(own[name])] == [(path, name)]
+        }
+
+    def _watch_rows(self) -> dict[str, list[Tensor]]:
+        """Return the first tensor of each call of each module, with attention in the open."""
+        rows: dict[str, list[Tensor]] = {path: [] for path in self.modules}
+
+        def note(path: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                rows[path] += tensors_in((args, kwargs))[:1] or [torch.empty(0)]
+
+            return hook
+
+        with ExitStack() as stack:
+            for path, module in self.modules.items():
+                stack.enter_context(module.register_forward_pre_hook(note(path), with_kwargs=True))
+            watched_pass(self.root, self.batch, self.attentions.values())
+        return rows
+
+    def _has_rows(self, path: str) -> bool:
+        """Return whether a module is called once, with rows that may be those of the samples."""
+        calls = self.rows[path]
+        return len(calls) == 1 and calls[0].ndim > 0 and len(calls[0]) > 0 and not len(calls[0]) % len(self.outputs)
+
+    def layer_parts(self) -> list[Part]:
+        """Return the layers whose norms are known."""
+        parts: list[Part] = list(self.attentions.values())
+        for path, layer in self.modules.items():
+            own = self._own(path, layer, ("weight", "bias"))
+            if own and known_norms(layer) is not None and self._has_rows(path):
+                parts.append(LayerPart(layer, own))
+        return parts
+
+    def bare_parts(self) -> list[Part]:
+        """Return the parameters that the model still understands with a copy for each row."""
+        parts: list[Part] = []
+        groups: dict[tuple[type, str], list[Part]] = {}
+        for path, module in self.modules.items():
+            if self._has_rows(path) and path not in self.attentions:
+                for name in self._own(path, module, [name for name, _ in module.named_parameters(recurse=False)]):
+                    groups.setdefault((type(module), name), []).append(BarePart(module, name))
+        for group in groups.values():
+            try:
+                outputs, _ = watched_pass(self.root, self.batch, [*parts, *group])
+            except Exception:  # whatever a shape that the model did not expect may lead to
+                continue
+            if outputs.shape == self.outputs.shape and torch.allclose(outputs, self.outputs, rtol=1e-4, atol=1e-5):
+                parts += group
+        return parts
+
+    def module_parts(self) -> list[Part]:
+        """Return the smallest modules around what is pending that count it right."""
+        settled: list[Part] = []
+        around = {key: self._enclosing([path for path, _ in self.owners[key]]) for key in self.pending}
+        while self.pending:
+            members: dict[str, dict[str, nn.Parameter]] = {}
+            for key, parameter in self.pending.items():
+                names = dict(self.modules[around[key]].named_parameters())
+                name = next(name for name, candidate in names.items() if candidate is parameter)
+                members.setdefault(around[key], {})[name] = parameter
+            parts = [ModulePart(self.modules[path], own, len(self.outputs)) for path, own in members.items()]
+            settled += self.settle(parts)
+            stuck = [parameter for key, parameter in self.pending.items() if not around[key]]
+            if stuck:
+                raise UncountableError(self.name(stuck) + ": no gradient of single samples")
+            around = {key: self._enclosing([around[key].rpartition(".")[0]]) for key in self.pending}
+        return settled
+
+    def _enclosing(self, paths: Sequence[str]) -> str:
+        """Return the innermost module around all paths that is called once; the root is."""
+        parts = [path.split(".") for path in paths]
+        common = parts[0]
+        for other in parts[1:]:
+            same = [one == two for one, two in zip(common, other, strict=False)]
+            common = common[: (*same, False).index(False)]
+        while common and len(self.rows[".".join(common)]) != 1:
+            common = common[:-1]
+        return ".".join(common)
+
+    def settle(self, parts: Sequence[Part]) -> list[Part]:
+        """Return the parts that count all of their parameters right, which are then no longer pending."""
+        right = self._right(parts)
+        for part in parts:
+            if id(part) not in right:
+                part.parameters = {}
+            for own in part.parameters.values():
+                self.pending.pop(id(own), None)
+        # an attention stays open for the layer behind it
+        return [part for part in parts if part.parameters or isinstance(part, AttentionPart)]
+
+    def _right(self, parts: Sequence[Part]) -> set[int]:
+        """Return which parts give the norms that autograd gives for the one sample, and zero for the others."""
+        if not parts:
+            return set()
+        outputs, calls = watched_pass(self.root, self.batch, parts)
+        times = Counter(id(call.part) for call in calls)
+        right: set[int] = set()
+        for call, gradients in zip(calls, backward_passes(outputs, calls, self.vector.unsqueeze(0)), strict=True):
+            try:
+                norms = call.part.norms(call, gradients, len(outputs))
+            except Exception:  # an operator without a rule for single samples, or a shape that is none of theirs
+                continue
+            own = call.part.parameters.items()
+            # what adds next to nothing agrees with anything, so all must
+            if times[id(call.part)] == 1 and all(self._agrees(id(each), norms[name][:, 0]) for name, each in own):
+                right.add(id(call.part))
+        return right
+
+    def _agrees(self, key: int, norms: Tensor) -> bool:
+        expected = torch.zeros(len(norms), dtype=torch.float64)
+        expected[len(norms) // 2] = self.truth[key]
+        total = sum(self.weights[key] * norm for key, norm in self.truth.items())
+        tolerance = 10 * torch.finfo(norms.dtype).eps ** 0.5
+        off = (norms.double().cpu() - expected).abs() * self.weights[key]
+        # what is nothing beside the score may be rounding
+        allowed = tolerance * self.weights[key] * self.truth[key] + tolerance**2 * total
+        return len(norms) == len(self.outputs) and bool((off <= allowed).all())
+
+
+def _few_samples(root: nn.Module, batch: Any) -> Any:
+    """Return a few samples of a batch, or all where parts of it do not give the same outputs."""
+    with torch.no_grad():
+        outputs = root(batch)
+        if len(outputs) <= PROBE:
+            return batch
+        try:
+            few = take_rows(batch, torch.arange(PROBE, device=outputs.device), len(outputs))
+            same = torch.allclose(root(few), outputs[:PROBE], rtol=1e-3, atol=1e-4)
+        except Exception:  # a batch whose parts depend on one another, such as a graph's
+            return batch
+    return few if same else batch

@@ -1,0 +1,254 @@
+"""Parts of a model, each with one way to per-sample gradient norms: layers, attention, bare parameters, any module.
+
+A part watches one forward pass, in which it notes where gradients will arrive, and later turns these gradients into
+squared norms. What it covers is exact if it is called once in a pass; `coverage.py` checks that, and much else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_al.perturbation.gradient_norms import Norms, layer_gradient_norms
+from lightning_al.scoring import is_out_of_memory
+
+VMAP_NUMBERS = 2**25  # of per-sample gradients that exist at a time, 128 MB in single precision
+
+
+@dataclass
+class Call:
+    """What a part noted when it was called in a forward pass.
+
+    Attributes:
+        part: Which part.
+        edges: Where gradients arrive.
+        shapes: Of these gradients.
+        inputs: What the part needs to turn them into norms.
+
+    """
+
+    part: "Part"
+    edges: list[GradientEdge] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    inputs: Any = None
+
+    def expect_gradient(self, tensor: Tensor) -> None:
+        """Note a tensor whose gradient will be needed, as it is now: an activation in place may overwrite it."""
+        self.edges.append(get_gradient_edge(tensor))
+        self.shapes.append(tensor.shape)
+
+
+class Part(Protocol):
+    """Some parameters, and a way to their per-sample gradient norms.
+
+    Attributes:
+        parameters: By name within the part.
+
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+
+    def watch(self, calls: list[Call]) -> Any:
+        """Return a context in which every call is appended to `calls`."""
+
+    def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
+        """Return (B, D) squared norms by name, from the gradients at the call's edges along each of D directions."""
+
+
+class LayerPart:
+    """A layer whose gradient norms follow from what goes in and the gradient behind it.
+
+    Args:
+        layer: One of `LAYER_NORMS`.
+        parameters: Those of its own that count.
+
+    """
+
+    def __init__(self, layer: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.layer = layer
+        self.parameters = parameters
+
+    @contextmanager
+    def watch(self, calls: list[Call]) -> Iterator[None]:
+        """Note input and output of each call."""
+
+        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if output.requires_grad:
+                calls.append(Call(self, inputs=(*args, *kwargs.values())[0]))
+                calls[-1].expect_gradient(output)
+
+        with self.layer.register_forward_hook(note, with_kwargs=True):
+            yield
+
+    def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
+        """Return the norms of the layer's own parameters."""
+        return layer_gradient_norms(self.layer, call.inputs, [along[0] for along in gradients], samples)
+
+
+class BarePart:
+    """A parameter that is broadcast over the samples: an embedding of positions, a class token, a scale of a branch.
+
+    While its owner runs, a copy for every row stands in its place, and the copies' gradients are those of the samples.
+
+    Args:
+        owner: The module that holds it, and whose first tensor has the rows.
+        name: Its name there.
+
+    """
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.parameters: Mapping[str, nn.Parameter] = {name: owner.get_parameter(name)}
+        self._parameter = self.parameters[name]
+
+    @contextmanager
+    def watch(self, calls: list[Call]) -> Iterator[None]:
+        """Let copies stand in for the parameter."""
+
+        def put(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            copies = self._copies(tensors_in((args, kwargs))[0])
+            calls.append(Call(self))
+            calls[-1].expect_gradient(copies)
+            vars(owner)[self.name] = copies  # found before the registered parameter
+
+        def take_away(*_: Any) -> None:
+            vars(self.owner).pop(self.name, None)
+
+        with (
+            self.owner.register_forward_pre_hook(put, with_kwargs=True),
+            self.owner.register_forward_hook(take_away, always_call=True),
+        ):
+            yield
+
+    def _copies(self, inputs: Tensor) -> Tensor:
+        parameter, rows = self._parameter.detach(), len(inputs)
+        if parameter.ndim and len(parameter) == 1:
+            shape = (rows, *parameter.shape[1:])
+        else:
+            shape = (rows, *[1] * (inputs.ndim - 1 - parameter.ndim), *parameter.shape)
+        return parameter.expand(shape).requires_grad_()
+
+    def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
+        """Return the norms of the copies' gradients, those of one sample summed up."""
+        by_sample = [along[0].reshape(samples, len(along[0]) // samples, -1).sum(1) for along in gradients]
+        return {self.name: torch.stack([gradient.square().sum(1) for gradient in by_sample], 1)}
+
+
+class ModulePart:
+    """Any module: gradients of one sample after another, vectorized by `torch.func`.
+
+    Args:
+        module: Called once in a pass.
+        parameters: By name within the module.
+        samples: How many samples the batch has with which the part is tried, which tells the dimension that is theirs.
+
+    """
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter], samples: int) -> None:
+        self.module = module
+        self.parameters = parameters
+        self._samples = samples
+        self._vectorizes = True
+        self._inputs: list[int | None] = []  # the samples' dimension of each tensor that goes in
+        self._outputs: dict[int, int | None] = {}  # and of those that come out with a gradient, by their position
+
+    @contextmanager
+    def watch(self, calls: list[Call]) -> Iterator[None]:
+        """Note the arguments and outputs of each call."""
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            outputs = {place: tensor for place, tensor in enumerate(tensors_in(output)) if tensor.requires_grad}
+            if not outputs:
+                return
+            calls.append(Call(self, inputs=(args, kwargs)))
+            for tensor in outputs.values():
+                calls[-1].expect_gradient(tensor)
+            if not self._outputs:
+                self._inputs = [self._dimension(tensor) for tensor in tensors_in((args, kwargs))]
+                self._outputs = {place: self._dimension(tensor) for place, tensor in outputs.items()}
+
+        with self.module.register_forward_hook(note, with_kwargs=True):
+            yield
+
+    def _dimension(self, tensor: Tensor) -> int | None:
+        return next((place for place in range(min(tensor.ndim, 2)) if tensor.shape[place] == self._samples), None)
+
+    def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
+        """Return the norms of the gradients of one sample after another."""
+        behind = [torch.stack(along) for along in zip(*gradients, strict=True)]  # by output; (D, ...)
+        tensors = [tensor.detach() for tensor in tensors_in(call.inputs)]
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for single samples
+            if self._vectorizes:
+                try:
+                    return self._vectorized(call.inputs, tensors, behind)
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._vectorizes = False  # an operator has no rule, such as those of recurrence
+            return self._one_by_one(call.inputs, tensors, behind, samples)
+
+    def _vectorized(self, arguments: Any, tensors: list[Tensor], behind: list[Tensor]) -> Norms:
+        dimensions = [None if place is None else place + 1 for place in self._outputs.values()]
+
+        def one(tensors: list[Tensor], behind: list[Tensor]) -> Norms:
+            batch = [_restored(*pair) for pair in zip(tensors, self._inputs, strict=True)]
+            along = [_restored(*pair) for pair in zip(behind, dimensions, strict=True)]
+            pull_back = vjp(lambda values: self._run(values, arguments, batch), self._values())[1]
+            found = vmap(lambda gradient: pull_back(gradient)[0])(along)
+            return {name: gradient.flatten(1).square().sum(1) for name, gradient in found.items()}
+
+        held = len(behind[0]) * sum(parameter.numel() for parameter in self.parameters.values())
+        each = vmap(one, (self._inputs, dimensions), chunk_size=max(1, VMAP_NUMBERS // held))
+        with torch.no_grad():
+            return each(tensors, behind)
+
+    def _one_by_one(self, arguments: Any, tensors: list[Tensor], behind: list[Tensor], samples: int) -> Norms:
+        norms: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
+        dimensions = list(self._outputs.values())
+        values = {name: value.requires_grad_() for name, value in self._values().items()}
+        for sample in range(samples):
+            batch = [_sample(tensor, place, sample) for tensor, place in zip(tensors, self._inputs, strict=True)]
+            with torch.enable_grad():
+                outputs = self._run(values, arguments, batch)
+            squares = []
+            for along in zip(*behind, strict=True):  # one direction
+                own = [_sample(gradient, place, sample) for gradient, place in zip(along, dimensions, strict=True)]
+                found = torch.autograd.grad(outputs, list(values.values()), own, retain_graph=True)
+                squares.append([gradient.square().sum() for gradient in found])
+            for name, along_all in zip(values, zip(*squares, strict=True), strict=True):
+                norms[name].append(torch.stack(along_all))
+        return {name: torch.stack(rows) for name, rows in norms.items()}
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def _run(self, values: dict[str, Tensor], arguments: Any, batch: list[Tensor]) -> list[Tensor]:
+        """Run the module with other parameters and other tensors, and return the outputs that count."""
+        tensors = iter(batch)
+        args, kwargs = apply_to_collection(arguments, Tensor, lambda _: next(tensors))
+        outputs = tensors_in(functional_call(self.module, values, args, kwargs))
+        return [outputs[place] for place in self._outputs]
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested containers, those of Hugging Face's and Lightning's making included."""
+    found: list[Tensor] = []
+    apply_to_collection(tree, Tensor, found.append)
+    return found
+
+
+def _restored(tensor: Tensor, dimension: int | None) -> Tensor:
+    """Give a tensor without its samples a batch of one."""
+    return tensor if dimension is None else tensor.unsqueeze(dimension)
+
+
+def _sample(tensor: Tensor, dimension: int | None, sample: int) -> Tensor:
+    return tensor if dimension is None else tensor.narrow(dimension, sample, 1)
