@@ -18,6 +18,7 @@ from lightning_al.perturb import perturbed
 from lightning_al.perturbation.attention import AttentionPart, can_be_opened
 from lightning_al.perturbation.gradient_norms import known_norms
 from lightning_al.perturbation.parts import BarePart, Call, LayerPart, ModulePart, Part, tensors_in
+from lightning_al.scoring import is_out_of_memory
 
 PROBE = 7  # samples: few, and a prime, so that hardly another dimension has this length
 SHOWN = 6  # names in a message
@@ -127,7 +128,12 @@ class _Search:
         self.vector = vector
         found: list[Tensor | None] = [None] * len(parameters)
         if self.outputs.requires_grad:
-            found = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
+            try:
+                found = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
+            except RuntimeError as error:  # a value that was overwritten in place, or is computed anew some other way
+                if is_out_of_memory(error):
+                    raise
+                raise UncountableError(f"{self.name(parameters)}: {str(error).partition('. ')[0]}") from error
         cut = [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is None]
         mattering = [parameter for parameter in cut if self._matters(parameter)]
         if mattering:
@@ -197,7 +203,7 @@ class _Search:
                     groups.setdefault((type(module), name), []).append(BarePart(module, name))
         for group in groups.values():
             try:
-                outputs, _ = watched_pass(self.root, self.batch, [*parts, *group])
+                outputs, _ = watched_pass(self.root, self.batch, [*self.attentions.values(), *parts, *group])
             except Exception:  # whatever a shape that the model did not expect may lead to
                 continue
             if outputs.shape == self.outputs.shape and torch.allclose(outputs, self.outputs, rtol=1e-4, atol=1e-5):
@@ -248,7 +254,12 @@ class _Search:
         """Return which parts give the norms that autograd gives for the one sample, and zero for the others."""
         if not parts:
             return set()
-        outputs, calls = watched_pass(self.root, self.batch, parts)
+        # the layer behind an attention is called where that is open
+        opened = [part for part in self.attentions.values() if part not in parts]
+        outputs, calls = watched_pass(self.root, self.batch, [*opened, *parts])
+        calls = [call for call in calls if call.part in parts]
+        if not calls:
+            return set()
         times = Counter(id(call.part) for call in calls)
         right: set[int] = set()
         for call, gradients in zip(calls, backward_passes(outputs, calls, self.vector.unsqueeze(0)), strict=True):

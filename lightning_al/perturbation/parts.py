@@ -4,6 +4,7 @@ A part watches one forward pass, in which it notes where gradients will arrive, 
 squared norms. What it covers is exact if it is called once in a pass; `coverage.py` checks that, and much else.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -185,7 +186,9 @@ class ModulePart:
         """Return the norms of the gradients of one sample after another."""
         behind = [torch.stack(along) for along in zip(*gradients, strict=True)]  # by output; (D, ...)
         tensors = [tensor.detach() for tensor in tensors_in(call.inputs)]
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for single samples
+        # fused attention has no rule for single samples, and what is vectorized by a loop is none of the user's doing
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
             if self._vectorizes:
                 try:
                     return self._vectorized(call.inputs, tensors, behind)
@@ -202,8 +205,9 @@ class ModulePart:
             batch = [_restored(*pair) for pair in zip(tensors, self._inputs, strict=True)]
             along = [_restored(*pair) for pair in zip(behind, dimensions, strict=True)]
             pull_back = vjp(lambda values: self._run(values, arguments, batch), self._values())[1]
-            found = vmap(lambda gradient: pull_back(gradient)[0])(along)
-            return {name: gradient.flatten(1).square().sum(1) for name, gradient in found.items()}
+            # one direction after another: not every operator has a right rule for two dimensions at once
+            found = [pull_back(list(own))[0] for own in zip(*along, strict=True)]
+            return {name: torch.stack([each[name].square().sum() for each in found]) for name in self.parameters}
 
         held = len(behind[0]) * sum(parameter.numel() for parameter in self.parameters.values())
         each = vmap(one, (self._inputs, dimensions), chunk_size=max(1, VMAP_NUMBERS // held))
