@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.benchmarks import gpu, growth, passes, precision, speed
+from examples.benchmarks import fidelity, gpu, growth, precision, speed
 from examples.benchmarks.algorithm_1 import algorithm_1
 from examples.benchmarks.cases import CASES, Pictures, trained
 from examples.benchmarks.harness import in_turn, overlap, query
@@ -75,8 +75,9 @@ def test_speed_compares_with_algorithm_1_and_with_forward_passes(folder, tmp_pat
     assert figures["case"] == "speed-mlp"
     assert figures["query"] == 7
     runs = figures["runs"]
-    assert set(runs) == {"algorithm 1", "default", "racing"}
-    assert runs["default"]["overlap with algorithm 1"] == 1
+    assert set(runs) == {"algorithm 1", "passes=2", 'passes="inf"'}
+    assert runs["passes=2"]["overlap with algorithm 1"] == 1
+    assert runs['passes="inf"']["overlap with the limit"] == 1  # one output, one direction
     assert all(entry["seconds"] > 0 for entry in runs.values())
 
 
@@ -89,14 +90,15 @@ def test_precision_compares_every_way_with_double_precision(folder, tmp_path, mo
     assert rows["finite difference under bf16 autocast"]["spearman"] < rows["JVP, everything in bf16"]["spearman"]
 
 
-def test_passes_counts_what_every_way_costs(folder, tmp_path, monkeypatch):
-    sizes = ("--training", 10, "--pool", 100, "--shares", 0.1, "--reference", 4, "--case", "mlp")
-    table = run(passes, tmp_path, monkeypatch, "--data", folder, *sizes)["tables"]["query 10% of the pool"]
-    assert len(table) == 9
-    counted = [table[f"K = {count}"]["forward passes per sample"] for count in (1, 3, 5, 10, 30)]
-    examples = [count - fixed for count, fixed in zip(counted, (2, 4, 6, 11, 31), strict=True)]
-    assert max(examples) - min(examples) < 0.01  # beside K + 1 passes, only what `prepare` runs on its few samples
-    assert table["auto"]["forward passes per sample"] >= 3
+def test_fidelity_compares_passes_and_directions_with_the_limit(folder, tmp_path, monkeypatch):
+    sizes = ("--training", 10, "--pool", 40, "--rounds", 1)
+    figures = run(fidelity, tmp_path, monkeypatch, "--data", folder, "--cases", "mlp", *sizes)
+    closed = figures["closed form"]
+    assert set(closed) == {"1", "2", "3", "all"}
+    assert closed["all"]["overlap"] == {"0.02": 1, "0.1": 1, "0.25": 1}
+    assert closed["1"]["forward passes"] > 0
+    assert set(figures["passes"]) == {"1", "3", "10", "30", "100"}
+    assert figures["passes"]["1"]["overlap"]["0.25"] <= figures["passes"]["100"]["overlap"]["0.25"] <= 1
 
 
 def test_growth_measures_in_processes_of_their_own(tmp_path, monkeypatch):
@@ -120,11 +122,12 @@ def small_net():
 def test_the_benchmark_of_the_gpu_runs_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "resnet18", small_net)
     sizes = ("--pools", 40, "--query", 4, "--passes", 2, "--steps", 1, "--rounds", 1, "--matrix", 64)
-    ways = ("finite_difference", "jvp_bf16", "auto")
+    ways = ("finite_difference", "jvp_bf16", "inf")
     figures = run(gpu, tmp_path, monkeypatch, *sizes, "--batch-size", 20, "--ways", *ways)
     table = figures["query 4 of 40"]
     assert set(table) == set(ways)
-    assert torch.cuda.is_available() or table["auto"]["overlap with finite_difference"] == 1
+    assert 0 <= table["inf"]["overlap with finite_difference"] <= 1
+    assert figures["agreement"]["inf, with all directions"]["rank agreement"] > 0.9
     assert table["finite_difference"]["fraction of the ceiling"] > 0
     # a product and a sum for each weight at each position
     assert figures["Gflop per forward pass"] == pytest.approx(2 * (27 * 8 * 32 * 32 + 128 * 10) / 1e9)

@@ -9,6 +9,7 @@ with finite differences in single precision. Writes `results/gpu.json`. Runs on 
 import logging
 import statistics
 import time
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,13 +24,13 @@ from lightning_al.backends import rank_agreement
 from lightning_al.functional import noise_stability
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
-WAYS = {
-    "finite_difference": {"method": "finite_difference"},
-    "finite_difference, racing": {"method": "finite_difference", "racing": True},
+WAYS: dict[str, dict[str, Any]] = {
+    "finite_difference": {},
+    "finite_difference, compile": {"compile": True},
+    "jvp": {"method": "jvp"},
     "jvp_bf16": {"method": "jvp_bf16"},
-    "jvp_bf16, racing": {"method": "jvp_bf16", "racing": True},
     "jvp_bf16, compile": {"method": "jvp_bf16", "compile": True},
-    "auto": {},
+    "inf": {"passes": "inf"},
 }
 
 
@@ -101,7 +102,7 @@ def query(net: nn.Module, data: InMemory, budget: int, passes: int, batch_size: 
     trainer = Trainer(
         max_steps=1,
         devices=1,
-        callbacks=[NoiseStabilityAcquisition(budget, passes, **options)],
+        callbacks=[NoiseStabilityAcquisition(budget, **{"passes": passes, "selection": "topk", **options})],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -131,21 +132,25 @@ def ceiling(device: torch.device, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / statistics.median(seconds) / 1e12
 
 
-def agreement(net: nn.Module, data: InMemory, device: torch.device, passes: int, samples: int) -> dict[str, float]:
-    """Compare the scores of derivatives in bfloat16 with those of finite differences in single precision."""
+def agreement(net: nn.Module, data: InMemory, device: torch.device, passes: int, samples: int) -> dict[str, Any]:
+    """Compare derivatives in bfloat16 with finite differences, and the closed form with that along all directions."""
     module = Normalizing(net).to(device)
     rows = torch.arange(min(samples, len(data)))
     batches = [
         module.on_after_batch_transfer([data.pictures[part].to(device), data.labels[part].to(device)], 0)
         for part in rows.split(256)
     ]
-    exact, low = (noise_stability(net, batches, passes=passes, method=way) for way in ("finite_difference", "jvp_bf16"))
-    top = max(1, len(exact) // 10)
-    net.cpu()
-    return {
-        "rank agreement": rank_agreement(low, exact),
-        "top-10 % overlap": overlap(low.topk(top).indices.tolist(), exact.topk(top).indices.tolist()),
+    pairs = {
+        "jvp_bf16, with finite differences": ({"passes": passes, "method": "jvp_bf16"}, {"passes": passes}),
+        "inf, with all directions": ({"passes": "inf"}, {"passes": "inf", "directions": "all"}),
     }
+    top, found = max(1, min(samples, len(data)) // 10), {}
+    for name, ways in pairs.items():
+        one, other = (noise_stability(net, batches, **way) for way in ways)
+        same = overlap(one.topk(top).indices.tolist(), other.topk(top).indices.tolist())
+        found[name] = {"rank agreement": rank_agreement(one, other), "top-10 % overlap": same}
+    net.cpu()
+    return found
 
 
 def main() -> None:
@@ -170,7 +175,7 @@ def main() -> None:
         net(torch.zeros(1, 3, 32, 32))
     flops = counter.get_total_flops()
     figures = {
-        "agreement with finite differences": agreement(net, data, device, options.passes, 2000),
+        "agreement": agreement(net, data, device, options.passes, 2000),
         "ceiling, Tflops": {
             "bfloat16": ceiling(device, torch.bfloat16, options.matrix),
             "float32": ceiling(device, torch.float32, options.matrix),
@@ -187,19 +192,19 @@ def main() -> None:
             ]
             picks[name] = runs[0]["picks"]
             best = sorted(run["seconds"] for run in runs)
-            derivative = name.startswith("jvp") or (name == "auto" and device.type == "cuda")
-            # a derivative costs two products where a plain pass costs one
-            work = flops * pool * (2 * options.passes + 1 if derivative else options.passes + 1)
-            kind = "bfloat16" if derivative else "float32"
+            # a derivative costs two products where a plain pass costs one; a backward pass to the inputs costs one,
+            # and the norms of the weights' gradients at most another
+            times = 2 * options.passes + 1 if name.startswith("jvp") else options.passes + 1
+            work = flops * pool * (5 if name == "inf" else times)
+            kind = "bfloat16" if "bf16" in name else "float32"
             table[name] = {
                 "seconds, median": round(statistics.median(best), 3),
                 "seconds, first with warm-up": round(runs[0]["seconds"], 3),
                 "peak MB on the device": runs[-1]["peak MB on the device"],
                 "overlap with finite_difference": round(overlap(picks[name], picks[options.ways[0]]), 4),
             }
-            if "racing" not in name:
-                share = work / statistics.median(best) / 1e12 / figures["ceiling, Tflops"][kind]
-                table[name]["fraction of the ceiling"] = round(share, 3)
+            share = work / statistics.median(best) / 1e12 / figures["ceiling, Tflops"][kind]
+            table[name]["fraction of the ceiling"] = round(share, 3)
         figures[f"query {options.query} of {pool}"] = table
     setting = {"passes": options.passes, "batch size": options.batch_size, "rounds": options.rounds}
     write("gpu", {**setting, **figures}, options.results)

@@ -42,7 +42,7 @@ class Drawn(Dataset):
         return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(index)), index % 10
 
 
-def scored(pool: int, passes: int, budget: int) -> dict[str, float]:
+def scored(pool: int, passes: int | str, budget: int) -> dict[str, float]:
     """Run one query of a small network, and return its seconds and the peak memory of this process in MB."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -53,7 +53,7 @@ def scored(pool: int, passes: int, budget: int) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def in_process(**setting: int) -> dict[str, float]:
+def in_process(**setting: int | str) -> dict[str, float]:
     """Run `scored` in a process of its own."""
     command = [sys.executable, "-m", "examples.benchmarks.growth", "--one", json.dumps(setting)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -121,9 +121,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(scored(**options.one)))
         return
+    limit = {**BASE, "passes": "inf"}
     figures = {
         "by pool": {pool: in_process(**{**BASE, "pool": pool}) for pool in options.pools},
         "by passes": {passes: in_process(**{**BASE, "passes": passes}) for passes in options.passes},
+        'by pool, passes="inf"': {pool: in_process(**{**limit, "pool": pool}) for pool in options.pools},
         "by query": {budget: in_process(**{**BASE, "budget": budget}) for budget in options.budgets},
         f"{options.picks} of {options.points} x 512": selection(options.points, 512, options.picks, options.rounds),
         f"100,000 of {options.samples}": bookkeeping(options.samples, min(100_000, options.samples // 2)),

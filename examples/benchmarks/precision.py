@@ -20,6 +20,8 @@ from lightning_al.functional.noise_stability import deviation_sizes
 from lightning_al.jvp import ForwardDerivatives
 from lightning_al.noise import Noise
 from lightning_al.perturb import Backend, FiniteDifferences
+from lightning_al.perturbation.closed_form import ClosedForm
+from lightning_al.perturbation.directions import Directions
 from lightning_al.precision import true_float32
 from lightning_al.seeding import Stream
 
@@ -89,6 +91,16 @@ class Scorer:
         backend = ForwardDerivatives(Predictor(net), self.output, list(net.parameters()), Drawn(), dtype=dtype)
         return self._scores(backend, passes)
 
+    def closed_form(self, directions: Directions, weights: torch.dtype, autocast: bool = False) -> Tensor:
+        """Score in closed form in the precision of the weights, or under autocast."""
+        net = copy.deepcopy(self.net).to(weights)
+        batches = [batch.to(weights) for batch in self.pictures.split(256)]
+        with true_float32(torch.device("cpu")), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            form = ClosedForm(
+                Predictor(net), batches[0], noise=Noise(), output=self.output, directions=directions, seed=(0,)
+            )
+            return form.chunk_scores(batches).double()
+
     @torch.no_grad()
     def _scores(self, backend: Backend, passes: int) -> Tensor:
         seeds = [(Stream.NOISE, 0, 0, step) for step in range(passes)]
@@ -136,6 +148,13 @@ def main() -> None:
     most = softmax.finite_difference(options.most_passes)
     low, brain = torch.bfloat16, {"magnitude": 1e-2, "autocast": True}
     tenfold = softmax.finite_difference(magnitude=1e-2, weights=torch.float64)
+    limit = softmax.closed_form("all", torch.float64)
+    in_closed_form = {
+        "all directions, fp32": agreement(softmax.closed_form("all", torch.float32), limit),
+        "two directions, fp64": agreement(softmax.closed_form(2, torch.float64), limit),
+        "two directions, fp32": agreement(softmax.closed_form(2, torch.float32), limit),
+        "two directions under bf16 autocast": agreement(softmax.closed_form(2, torch.float32, autocast=True), limit),
+    }
     rows = {
         "finite difference, fp32": agreement(softmax.finite_difference(), double),
         "finite difference under bf16 autocast": agreement(softmax.finite_difference(autocast=True), double),
@@ -168,6 +187,7 @@ def main() -> None:
             "pool": options.pool,
             "accuracy": round(1 - float(wrong.float().mean()), 4),
             "against float64, K = 10, magnitude 1e-3": rows,
+            "closed form against all directions in float64": in_closed_form,
             f"K passes against {options.most_passes}, softmax": by_passes,
             f"K passes against {options.most_passes}, logits": by_passes_on_logits,
             "share of misclassified samples among the top 10 %": misclassified,

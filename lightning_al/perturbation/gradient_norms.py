@@ -9,6 +9,7 @@ belong to one sample; it returns squared norms (B, D) by name of the parameter.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 Norms: TypeAlias = dict[str, Tensor]
 LayerNorms: TypeAlias = Callable[[Any, Tensor, Sequence[Tensor], int], Norms]
 
-SLICE_NUMBERS = 2**22  # windows or weight gradients held at a time: 16 MB in single precision stay in the cache
+SLICE_NUMBERS = 2**22  # windows or weight gradients held at a time: 16 MB in single precision
 
 
 def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[Tensor], samples: int) -> Norms:
@@ -59,11 +60,13 @@ def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[T
 
 def _held_numbers(layer: Any, inputs: Tensor, gradients: Sequence[Tensor]) -> int:
     """Return how many numbers exist for each row of the inputs at a time: windows, and products of either kind."""
-    kernel = torch.Size(getattr(layer, "kernel_size", ())).numel()
     weight = next(layer.parameters())
-    positions = gradients[0][0].numel() // (weight.shape[0] if weight.ndim > 1 else 1)
-    products = min(weight.numel(), positions**2) if weight.ndim > 1 else 1
-    return max(inputs[0].numel() * kernel, len(gradients) * products)
+    if weight.ndim == 1:
+        return int(inputs[0].numel())
+    kernel = torch.Size(getattr(layer, "kernel_size", ())).numel()
+    positions: int = gradients[0][0].numel() // weight.shape[0]
+    held: int = max(inputs[0].numel() * kernel, len(gradients) * min(weight.numel(), positions**2))
+    return held
 
 
 def outer_product_norms(rows: Tensor, columns: Tensor) -> Tensor:
@@ -103,8 +106,12 @@ def _linear(layer: nn.Linear, inputs: Tensor, gradients: Sequence[Tensor], rows:
 
 
 def _convolution(layer: Any, inputs: Tensor, gradients: Sequence[Tensor], rows: int) -> Norms:
-    stacked = _by_position(gradients, rows)
-    return {"weight": _window_norms(layer, _pad(layer, inputs), stacked, rows), "bias": _bias_norms(stacked)}
+    stacked, padded = _by_position(gradients, rows), _pad(layer, inputs)
+    depthwise = layer.groups == layer.in_channels > 1
+    norms = (
+        _depthwise_norms(layer, padded, gradients, rows) if depthwise else _window_norms(layer, padded, stacked, rows)
+    )
+    return {"weight": norms, "bias": _bias_norms(stacked)}
 
 
 def _transposed_convolution(layer: Any, inputs: Tensor, gradients: Sequence[Tensor], rows: int) -> Norms:
@@ -137,6 +144,24 @@ def _window_norms(layer: Any, padded: Tensor, stacked: Tensor, rows: int) -> Ten
     columns = windows.reshape(samples * groups, stacked.shape[1], -1)
     by_group = stacked.unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)  # (B G, T, D, O / G)
     norms: Tensor = outer_product_norms(by_group, columns).unflatten(0, (samples, groups)).sum(1)
+    return norms
+
+
+def _depthwise_norms(layer: Any, padded: Tensor, gradients: Sequence[Tensor], rows: int) -> Tensor:
+    """Return the norms (B, D) of a depthwise convolution, whose windows are too narrow for products of matrices."""
+    spans = [
+        (stride * (size - 1) + 1, stride) for size, stride in zip(gradients[0].shape[2:], layer.stride, strict=True)
+    ]
+    taps = [
+        range(0, size * dilation, dilation) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
+    ]
+    norms = padded.new_zeros(len(padded) // rows, len(gradients))
+    for starts in product(*taps):
+        places = [slice(start, start + span, stride) for start, (span, stride) in zip(starts, spans, strict=True)]
+        where: tuple[Any, ...] = (slice(None), slice(None), *places)
+        shifted = padded[where].unsqueeze(2)  # (B r, C, 1, *places)
+        along = [gradient.unflatten(1, (layer.groups, -1)) * shifted for gradient in gradients]
+        norms += _sum_rows([tap.flatten(3).sum(3).flatten(1) for tap in along], rows)
     return norms
 
 
