@@ -122,7 +122,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")  # its own use of torch
     strategies: dict[str, Acquisition] = {
         "random": RandomAcquisition(20),
-        "noise stability": NoiseStabilityAcquisition(20, output="identity"),  # no probabilities here
+        "noise stability": NoiseStabilityAcquisition(20, passes="inf", output="identity"),  # no probabilities here
     }
     for name, strategy in strategies.items():
 

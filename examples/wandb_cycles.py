@@ -38,7 +38,7 @@ def main() -> None:
     )
 
     def make(cycle: int) -> tuple[Trainer, LightningModule]:
-        query = NoiseStabilityAcquisition(query_size=20)
+        query = NoiseStabilityAcquisition(query_size=20, passes="inf")
         trainer = Trainer(
             max_epochs=options.epochs,
             accelerator="cpu",

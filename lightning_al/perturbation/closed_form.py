@@ -25,6 +25,7 @@ DENSE = (
     "sample. Use a number of passes, such as `passes=10`."
 )
 
+TOGETHER = 2  # directions whose gradients are held at a time, for layers to share their windows
 FALLBACK_PASSES = 30  # whose picks overlap with those of the limit by 0.9 or so, see `examples/benchmarks`
 UNCOUNTABLE = (
     "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number says so without this "
@@ -52,7 +53,7 @@ class ClosedForm:
         ValueError: If outputs are dense, nothing can be perturbed, or the model is random in eval mode.
 
     Cost: one forward pass and `directions` backward passes without weight gradients, and about half a forward pass more
-        for each; memory of one batch's activations in training, and as much again for each direction.
+        for each; memory of one batch's activations in training, and as much again for each of two directions.
 
     References:
         Li et al., Deep Active Learning with Noise Stability, Eq. 13.
@@ -112,10 +113,13 @@ class ClosedForm:
                 )
             vectors = output_directions(outputs, self._response(outputs), self._directions, self._generic)
             scores = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
-            for call, gradients in zip(calls, backward_passes(outputs, calls, vectors), strict=True):
-                norms = call.part.norms(call, gradients, len(outputs))
-                for name, parameter in call.part.parameters.items():
-                    scores += self._variances[id(parameter)] * norms[name].double().sum(1)
+            groups = vectors.split(TOGETHER)
+            for place, group in enumerate(groups):
+                behind = backward_passes(outputs, calls, group, last=place == len(groups) - 1)
+                for call, gradients in zip(calls, behind, strict=True):
+                    norms = call.part.norms(call, gradients, len(outputs))
+                    for name, parameter in call.part.parameters.items():
+                        scores += self._variances[id(parameter)] * norms[name].double().sum(1)
         return scores.to(outputs.dtype)
 
     def _response(self, outputs: Tensor) -> Response:

@@ -39,13 +39,16 @@ def watched_pass(root: nn.Module, batch: Any, parts: Iterable[Part]) -> tuple[Te
     return outputs, calls
 
 
-def backward_passes(outputs: Tensor, calls: Sequence[Call], vectors: Tensor) -> Iterator[list[list[Tensor]]]:
+def backward_passes(
+    outputs: Tensor, calls: Sequence[Call], vectors: Tensor, *, last: bool = True
+) -> Iterator[list[list[Tensor]]]:
     """Run one backward pass for each direction, and yield what arrives at each call.
 
     Args:
-        outputs: (B, C) of a watched pass; their graph is freed.
+        outputs: (B, C) of a watched pass.
         calls: What the parts noted.
         vectors: (D, B, C) directions.
+        last: Whether the graph of the outputs may be freed.
 
     Yields:
         For each call, the gradients at its edges along each of the D directions.
@@ -53,7 +56,11 @@ def backward_passes(outputs: Tensor, calls: Sequence[Call], vectors: Tensor) -> 
     """
     edges = [edge for call in calls for edge in call.edges]
     gradients: list[list[Tensor | None]] = [
-        list(torch.autograd.grad(outputs, edges, vector, retain_graph=step < len(vectors) - 1, allow_unused=True))
+        list(
+            torch.autograd.grad(
+                outputs, edges, vector, retain_graph=not last or step < len(vectors) - 1, allow_unused=True
+            )
+        )
         for step, vector in enumerate(vectors)
     ]
     start = 0
