@@ -303,7 +303,7 @@ def test_other_query_sizes_are_refused(query_size):
     ("options", "message"),
     [
         ({"selection": "top-k"}, r"NoiseStabilityAcquisition\(selection='top-k'\)`: expected one of \('topk', 'k-cent"),
-        ({"passes": 0}, "`passes=0`: noise stability needs at least one pass"),
+        ({"passes": 0}, "`passes=0`: expected at least one pass"),
         ({"output": "logits"}, "`output='logits'`: expected one of"),
         ({"norm": "l1"}, "`norm='l1'`: expected one of"),
         ({"method": "vmap"}, "`method='vmap'`: expected one of"),

@@ -1,4 +1,4 @@
-"""Scores of a module in closed form, and how exact they are."""
+"""Scores of a module in closed form, how exact they are, and what they must leave alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_al.adapters import Predictor
 from lightning_al.noise import Noise
 from lightning_al.perturbation.closed_form import ClosedForm
+from tests.snapshot import module_picture
 
 EXACT = 1e-9  # relative
 
@@ -38,3 +39,17 @@ def parts_of(form: ClosedForm) -> dict[str, Sequence[str]]:
 def assert_exact(found: Tensor, expected: Tensor) -> None:
     assert (expected > 0).all()
     torch.testing.assert_close(found, expected, rtol=EXACT, atol=0)
+
+
+def flags() -> tuple[bool, ...]:
+    return torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled, torch.is_grad_enabled()
+
+
+def picture_of(model: nn.Module) -> dict[str, Any]:
+    hooks = [{key: list(value) for key, value in vars(layer).items() if "_hooks" in key} for layer in model.modules()]
+    embeddings = [
+        (layer.padding_idx, layer.scale_grad_by_freq, layer.sparse)
+        for layer in model.modules()
+        if isinstance(layer, nn.Embedding)
+    ]
+    return {**module_picture(model), "all hooks": hooks, "embeddings": embeddings}

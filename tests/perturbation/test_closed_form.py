@@ -14,8 +14,8 @@ from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.progress import Bar
 from tests.perturbation.jacobian_twin import VARIANCE, names_of, sample_jacobians, step_variances, twin
 from tests.perturbation.networks import NETWORKS, POINTS, made, mlp, normal
-from tests.perturbation.scored import assert_exact, closed_form, scores_of
-from tests.snapshot import module_picture, random_picture
+from tests.perturbation.scored import assert_exact, closed_form, flags, picture_of, scores_of
+from tests.snapshot import random_picture
 
 
 def logits(outputs):
@@ -220,20 +220,6 @@ def test_the_progress_bar_counts_the_samples_of_each_batch():
 
 
 # ---------------------------------------------------------------- nothing is left behind
-
-
-def flags() -> tuple:
-    return torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled, torch.is_grad_enabled()
-
-
-def picture_of(model: nn.Module) -> dict:
-    hooks = [{key: list(value) for key, value in vars(layer).items() if "_hooks" in key} for layer in model.modules()]
-    embeddings = [
-        (layer.padding_idx, layer.scale_grad_by_freq, layer.sparse)
-        for layer in model.modules()
-        if isinstance(layer, nn.Embedding)
-    ]
-    return {**module_picture(model), "all hooks": hooks, "embeddings": embeddings}
 
 
 def test_module_flags_and_random_numbers_are_as_before():

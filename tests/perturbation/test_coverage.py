@@ -8,8 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_al.perturbation.coverage import UncountableError
 from tests.perturbation.jacobian_twin import names_of, twin
 from tests.perturbation.networks import IMAGES, NETWORKS, POINTS, SEQUENCES, Then, made, normal
-from tests.perturbation.scored import EXACT, assert_exact, closed_form, parts_of, scores_of
-from tests.perturbation.test_closed_form import flags, picture_of
+from tests.perturbation.scored import EXACT, assert_exact, closed_form, flags, parts_of, picture_of, scores_of
 
 
 def body_and_head(run, **layers) -> nn.Module:

@@ -1,6 +1,7 @@
 import copy
 import csv
 import logging
+import math
 import re
 from collections import Counter
 from typing import Any, ClassVar
@@ -48,8 +49,18 @@ def forget():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"passes": "many"}, "`passes=many`: noise stability needs at least one pass"),
-        ({"passes": 0}, "`passes=0`: noise stability needs at least one pass"),
+        ({"passes": "many"}, "`passes='many'`: expected at least one pass"),
+        ({"passes": 0}, "`passes=0`: expected at least one pass"),
+        ({"directions": 0}, "`directions=0`: expected a number of backward passes"),
+        ({"passes": "inf", "norm": "l2"}, "the expected length has none"),
+        ({"passes": "inf", "method": "jvp"}, "runs no perturbed passes"),
+        ({"passes": "inf", "compile": True}, "runs no perturbed passes"),
+        (
+            {"passes": "inf", "selection": "k-center"},
+            r"selection='k-center'\)`: this selection compares",
+        ),
+        ({"passes": "inf", "selection": "kmeans++"}, r"selection='kmeans\+\+'\).*the closed form has none"),
+        ({"passes": math.inf, "selection": "lcmd"}, r"selection='lcmd'\).*or one of \('topk', 'power'\)"),
         ({"selection": "random"}, r"\(selection='random'\)`: expected one of \('topk', 'k-center', 'kmeans\+\+'"),
         ({"method": "auto"}, r"`method='auto'`: expected one of \('finite_difference', 'jvp', 'jvp_bf16'\)"),
     ],
