@@ -152,7 +152,31 @@ def test_impossible_noise_is_refused(options, message):
         Noise(**options)
 
 
-# ---------------------------------------------------------------- perturbed
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_variances_are_those_of_what_is_drawn(distribution, scope, relative):
+    parameters, draws = [3 * torch.ones(4, 2), torch.full((15,), 0.2), torch.ones(())], 2_000
+    noise = Noise(0.1, relative, distribution, scope)
+    generator = make_generator(6)
+    squares = torch.zeros(3)
+    for _ in range(draws):
+        squares += torch.stack([step.square().mean() for step in noise.draw(parameters, generator)])
+    for place, variance in enumerate(noise.variances(parameters)):
+        # squares of one element vary most, with a kurtosis of at most 6: sqrt(5 / draws), of which five
+        assert float(squares[place]) / draws == pytest.approx(variance, rel=5 * math.sqrt(5 / draws))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_variances_of_relative_noise_add_up_to_its_length(distribution):
+    parameters = some_parameters()
+    counts = [parameter.numel() for parameter in parameters]
+    for scope in ("global", "tensor"):
+        variances = Noise(0.02, distribution=distribution, scope=scope).variances(parameters)
+        assert all(type(variance) is float for variance in variances)
+        total = math.sqrt(sum(count * variance for count, variance in zip(counts, variances, strict=True)))
+        assert total == pytest.approx(0.02 * length(parameters), rel=1e-6)
+        assert (variances[0] == variances[1]) == (scope == "global")
 
 
 # ---------------------------------------------------------------- noisy_parameters
