@@ -30,6 +30,9 @@ SETTINGS: dict[type, list[dict[str, Any]]] = {
         {"passes": 3, "selection": "kmeans++"},
         {"passes": 3, "selection": "lcmd"},
         {"passes": 3, "selection": "topk"},
+        {"passes": "inf"},
+        {"passes": "inf", "selection": "topk"},
+        {"passes": "inf", "directions": 1, "modules": ["net.4"]},
     ],
     strategies.ProbCoverAcquisition: [{}, {"radius": 0.3}],
     strategies.QueryByCommitteeAcquisition: [
@@ -51,6 +54,7 @@ _SUBSET = partial(RandomSubset, acquisition=_MARGIN, candidates=60)
 # Wrappers by name, as functions of the query size.
 WRAPPERS: list[tuple[str, Callable[[int], Acquisition]]] = [
     ("power", partial(StochasticBatch, acquisition=_STABILITY)),
+    ("power in closed form", partial(StochasticBatch, acquisition=partial(_STABILITY, passes="inf"))),
     ("power of gradients", partial(StochasticBatch, acquisition=_BADGE, temperature=0.5)),
     ("boltzmann", partial(StochasticBatch, acquisition=_MARGIN, noise="boltzmann", temperature=0.1)),
     ("soft rank of a subset", partial(StochasticBatch, acquisition=_SUBSET, noise="soft_rank")),
