@@ -84,6 +84,9 @@ class ClosedForm:
         variances = noise.variances(parameters)
         self._noisy = {id(parameter) for parameter in parameters}
         self._variances = dict(zip((id(parameter) for parameter in parameters), variances, strict=True))
+        for path, layer in predictor.module.named_modules():
+            if getattr(layer, "max_norm", None) is not None and id(getattr(layer, "weight", None)) in self._noisy:
+                raise UncountableError(f"{path}.weight: the forward pass cuts its rows down to `max_norm`")
         with self._differentiable():
             self._parts = cover(self._root, batch, parameters, variances)
 
@@ -137,9 +140,12 @@ class ClosedForm:
                 stack.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(id(parameter) in self._noisy)
             for layer in module.modules():
-                if isinstance(layer, nn.Embedding):
+                if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
                     # training leaves out the padding's row or weighs rows by frequency, and noise does neither
-                    for name, value in (("padding_idx", None), ("scale_grad_by_freq", False), ("sparse", False)):
+                    plain: dict[str, Any] = {"scale_grad_by_freq": False, "sparse": False}
+                    if isinstance(layer, nn.Embedding):  # a bag leaves its padding out of the outputs, too
+                        plain["padding_idx"] = None
+                    for name, value in plain.items():
                         stack.callback(setattr, layer, name, getattr(layer, name))
                         setattr(layer, name, value)
             if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):

@@ -245,7 +245,12 @@ class ModulePart:
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors in nested containers, those of Hugging Face's and Lightning's making included."""
     found: list[Tensor] = []
-    apply_to_collection(tree, Tensor, found.append)
+
+    def note(tensor: Tensor) -> Tensor:  # and hand it back: not every container can hold something else
+        found.append(tensor)
+        return tensor
+
+    apply_to_collection(tree, Tensor, note, allow_frozen=True)
     return found
 
 
