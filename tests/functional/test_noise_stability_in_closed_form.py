@@ -10,8 +10,9 @@ from torchmetrics.functional import spearman_corrcoef
 
 from lightning_al.functional import noise_stability
 from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm
+from tests.perturbation.awkward import Then
 from tests.perturbation.jacobian_twin import twin
-from tests.perturbation.networks import IDS, NETWORKS, POINTS, SEQUENCES, Then, made, mlp, normal
+from tests.perturbation.networks import IDS, NETWORKS, POINTS, SEQUENCES, made, mlp, normal
 from tests.perturbation.scored import flags, picture_of
 from tests.snapshot import random_picture
 

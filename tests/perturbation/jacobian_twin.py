@@ -103,5 +103,7 @@ def _double(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).double().eval()
     for layer in model.modules():
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            layer.padding_idx, layer.scale_grad_by_freq, layer.sparse = None, False, False
+            layer.scale_grad_by_freq, layer.sparse = False, False
+        if isinstance(layer, nn.Embedding):  # a bag leaves its padding out of the outputs, too
+            layer.padding_idx = None
     return model

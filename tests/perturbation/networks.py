@@ -9,6 +9,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from tests.perturbation.awkward import (
+    Containers,
+    Doubled,
+    LayerScale,
+    Positions,
+    Standardized,
+    Then,
+    attend_one_by_one,
+    attend_to_some,
+    attend_to_the_past,
+    attention,
+    cell_by_cell,
+    encoder,
+    in_place,
+    recurrent,
+    rows_in_another_order,
+    tied,
+)
+
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -32,133 +51,6 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
                 if name.endswith("running_var"):
                     buffer.uniform_(0.5, 2)
     return model
-
-
-class Then(nn.Module):
-    """A function of some layers, by their names."""
-
-    def __init__(self, run: Callable[..., Tensor], **layers: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
-
-
-class Positions(nn.Module):
-    """A class token in front, and an embedding of the positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.randn(1, 1, 8))
-        self.positions = nn.Parameter(torch.randn(6, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
-
-
-class LayerScale(nn.Module):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.randn(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Doubled(nn.Linear):
-    """A linear layer by its class, but not by what it computes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x).tanh()
-
-
-class Standardized(nn.Conv2d):
-    """A convolution whose weight is standardized first."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = (self.weight - self.weight.mean((1, 2, 3), True)) / self.weight.std((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight, self.bias)
-
-
-def attend(model: Any, x: Tensor, **options: Any) -> Tensor:
-    """Let a model's attention run over (B, L, 8), in whichever order it takes the dimensions."""
-    first = model.attention.batch_first
-    own = x if first else x.transpose(0, 1)
-    key, value = (model.key(own), model.value(own)) if hasattr(model, "key") else (own, own)
-    mixed = model.attention(own, key, value, **options)[0]
-    return model.head(mixed.mean(1 if first else 0).tanh())
-
-
-def attention(cross: bool = False, width: int = 8, run: Callable[..., Tensor] = attend, **options: Any) -> nn.Module:
-    options = {"batch_first": True, **options}
-    layers: dict[str, nn.Module] = {"attention": nn.MultiheadAttention(8, 2, **options), "head": nn.Linear(8, 3)}
-    if cross:
-        layers |= {"key": nn.Linear(8, width), "value": nn.Linear(8, width)}
-    return Then(run, **layers)
-
-
-def attend_to_some(model: Any, x: Tensor) -> Tensor:
-    return attend(model, x, key_padding_mask=x[..., 0] > 1.0, need_weights=False)
-
-
-def attend_to_the_past(model: Any, x: Tensor) -> Tensor:
-    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
-    return attend(model, x, attn_mask=mask, is_causal=True, need_weights=False)
-
-
-def encoder(**options: Any) -> nn.Module:
-    options = {"batch_first": True, **options}
-    layer = nn.TransformerEncoderLayer(8, 2, 16, **options)
-
-    def run(model: Any, ids: Tensor) -> Tensor:
-        x = model.embedding(ids)
-        x = x if options["batch_first"] else x.transpose(0, 1)
-        x = model.encoder(x, src_key_padding_mask=ids == 10)
-        return model.head(x.mean(1 if options["batch_first"] else 0))
-
-    return Then(
-        run,
-        embedding=nn.Embedding(11, 8),
-        encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
-        head=nn.Linear(8, 3),
-    )
-
-
-def recurrent(kind: type[nn.RNNBase], features: int, **options: Any) -> nn.Module:
-    options = {"batch_first": True, **options}
-
-    def run(model: Any, x: Tensor) -> Tensor:
-        x = x if options["batch_first"] else x.transpose(0, 1)
-        last = model.rnn(x)[0].select(1 if options["batch_first"] else 0, -1)
-        return model.head(last)
-
-    return Then(run, rnn=kind(4, 5, **options), head=nn.Linear(features, 3))
-
-
-def tied() -> nn.Module:
-    model = Then(
-        lambda model, ids: model.decoder(model.embedding(ids).mean(1).tanh()),
-        embedding=nn.Embedding(11, 6),
-        decoder=nn.Linear(6, 11),
-    )
-    model.decoder.weight = model.embedding.weight
-    return model
-
-
-def rows_in_another_order(model: Any, x: Tensor) -> Tensor:
-    """Run all first positions, then all second ones: the rows of one sample are not neighbors."""
-    mixed = model.body(x.transpose(0, 1).flatten(0, 1)).tanh()
-    return model.head(mixed.unflatten(0, (x.shape[1], -1)).sum(0))
-
-
-def in_place(model: Any, x: Tensor) -> Tensor:
-    x = model.relu(model.norm(model.conv(x)))
-    branch = model.again(x)
-    branch += x
-    return model.head(model.relu(branch).mean((2, 3)))
 
 
 def _body(run: Callable[..., Any], **makers: Callable[[], nn.Module | nn.Parameter]) -> Callable[[], nn.Module]:
@@ -262,5 +154,26 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a branch that comes back as a dict": (
         _body(lambda model, x: {"logits": model.head(model.body(x).relu())}),
         POINTS,
+    ),
+    "parameters in containers": (Containers, POINTS),
+    "a bag of tokens": (
+        lambda: nn.Sequential(
+            nn.EmbeddingBag(11, 4, mode="mean", padding_idx=2, scale_grad_by_freq=True), nn.Tanh(), nn.Linear(4, 3)
+        ),
+        IDS,
+    ),
+    "attention to one sample at a time": (
+        partial(attention, batch_first=False, run=attend_one_by_one),
+        SEQUENCES,
+    ),
+    "a cell over a sequence": (lambda: Then(cell_by_cell, cell=nn.GRUCell(8, 6), head=nn.Linear(6, 3)), SEQUENCES),
+    "encoder and decoder": (
+        lambda: Then(
+            lambda model, ids: model.head(model.both(model.embedding(ids), model.embedding(ids.flip(1))).mean(1)),
+            embedding=nn.Embedding(11, 8),
+            both=nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+            head=nn.Linear(8, 3),
+        ),
+        IDS,
     ),
 }

@@ -3,11 +3,13 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from lightning_al.perturbation.coverage import UncountableError
+from tests.perturbation.awkward import Then
 from tests.perturbation.jacobian_twin import names_of, twin
-from tests.perturbation.networks import IMAGES, NETWORKS, POINTS, SEQUENCES, Then, made, normal
+from tests.perturbation.networks import IDS, IMAGES, NETWORKS, POINTS, SEQUENCES, made, normal
 from tests.perturbation.scored import EXACT, assert_exact, closed_form, flags, parts_of, picture_of, scores_of
 
 
@@ -143,6 +145,33 @@ def test_a_long_list_of_names_is_cut():
     model[-1].forward = lambda x: x.detach()
     with pytest.raises(UncountableError, match=r"^0\.weight, 0\.bias, 1\.weight, 1\.bias, 2\.weight, 2\.bias, \.\.\.:"):
         closed_form(model, POINTS)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_are_cut_down_in_the_forward_pass_are_named(kind):
+    model = made(
+        lambda: nn.Sequential(kind(11, 4, max_norm=1.0), nn.Flatten(), nn.Linear(24 if kind is nn.Embedding else 4, 3))
+    )
+    with pytest.raises(UncountableError, match=r"^0\.weight: the forward pass cuts its rows down to `max_norm`"):
+        closed_form(model, IDS)
+    assert parts_of(closed_form(model, IDS, modules=["2"])) == {"LayerPart": ["2.bias", "2.weight"]}
+
+
+def test_a_packed_sequence_is_counted():
+    def run(model, ids: Tensor) -> Tensor:
+        lengths = (ids != 10).sum(1).clamp(min=1)
+        packed = pack_padded_sequence(model.embedding(ids), lengths, batch_first=True, enforce_sorted=False)
+        return model.head(model.rnn(packed)[1][0][-1])
+
+    layers = {"embedding": nn.Embedding(11, 4), "rnn": nn.LSTM(4, 5, batch_first=True), "head": nn.Linear(5, 3)}
+    model = made(lambda: Then(run, **layers))
+    scores = scores_of(model, IDS, relative=False)
+    # packing has no Jacobian by `torch.func`
+    parameters = list(model.parameters())
+    for probs, score in zip(model(IDS).softmax(1), scores, strict=True):
+        gradients = [torch.autograd.grad(prob, parameters, retain_graph=True) for prob in probs]
+        expected = sum(float(gradient.square().sum()) for own in gradients for gradient in own)
+        assert float(score) == pytest.approx(1e-6 * expected, rel=EXACT)
 
 
 def test_a_parameter_whose_effect_is_cut_and_does_not_matter_counts_as_zero():
