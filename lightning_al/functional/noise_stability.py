@@ -139,7 +139,7 @@ def _scorer(
             return closed_form.chunk_scores
     seeds = [(*seed, step) for step in range(passes or FALLBACK_PASSES)]
     backend = make_backend(predictor, batch, seeds=seeds, **options, **backend_options)
-    return lambda chunk: deviation_sizes(backend, chunk, seeds, norm).mean(1)
+    return lambda chunk: deviation_sizes(backend, chunk, seeds=seeds, norm=norm).mean(1)
 
 
 def check_options(

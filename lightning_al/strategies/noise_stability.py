@@ -27,7 +27,7 @@ from lightning_al.functional.noise_stability import (
     ranking_rows,
 )
 from lightning_al.noise import Distribution, Noise, Scope
-from lightning_al.perturbation.closed_form import FALLBACK_PASSES, check_not_dense, find_closed_form
+from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense, find_closed_form
 from lightning_al.perturbation.directions import Directions
 from lightning_al.query import Context, Query
 from lightning_al.seeding import Stream
@@ -124,6 +124,7 @@ class NoiseStabilityAcquisition(Acquisition):
         self.directions = directions
         self.seed = seed
         self.compile = compile
+        self._closed_form: ClosedForm | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse dense outputs, which have no closed form, before any training."""
@@ -134,7 +135,6 @@ class NoiseStabilityAcquisition(Acquisition):
     def prepare(self, context: Context) -> None:
         """Find the parameters that get noise, and the closed form, or the seed of each pass and their backend."""
         seed = (Stream.NOISE, context.seed, context.cycle)
-        self._closed_form = None
         if self._count is None:
             self._closed_form = find_closed_form(
                 context.predictor,

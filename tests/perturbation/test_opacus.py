@@ -13,7 +13,8 @@ from tests.perturbation.scored import assert_exact, closed_form, parts_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own, about what it will leave out
-    opacus = pytest.importorskip("opacus")
+    # not among the test requirements: its wheel holds a top-level `examples`, which hides that of this project
+    opacus = pytest.importorskip("opacus", reason="pip install opacus into an environment of its own")
 
 
 def convolutional() -> nn.Module:
