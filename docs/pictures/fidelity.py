@@ -34,7 +34,9 @@ def draw(axes: Any, figures: dict[str, Any]) -> None:
                 text = f"K = {way}" if kind == "passes" else f"{way}"
                 below = kind == "passes"
                 axes.annotate(text, (cost, overlap), (4, -12 if below else 5), textcoords="offset points", fontsize=7)
-    axes.set(xscale="log", xlabel="cost in forward passes", ylabel="overlap with infinitely many passes", ylim=(0, 1.08))
+    axes.set(
+        xscale="log", xlabel="cost in forward passes", ylabel="overlap with infinitely many passes", ylim=(0, 1.08)
+    )
     ticks = [2, 4, 10, 20, 40, 100]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()

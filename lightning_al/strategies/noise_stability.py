@@ -194,14 +194,15 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def score(self, rows: Tensor) -> Tensor:
         """Return R(x) of each row; of the normalized deviations for k-center."""
-        return rows[:, SCORE] if self.selection in RANKING else rows.square().sum(1) / len(self._seeds)
+        return rows[:, SCORE] if self.selection in RANKING else rows.square().sum(1) / (self._count or FALLBACK_PASSES)
 
     def figures(self, query: Query) -> dict[str, float]:
         """Report the passes, and how far two halves of them agree on the picks; nothing of a closed form."""
         if self._closed_form is not None:
             return {}
-        figures = {"passes": float(len(self._seeds))}
-        if self.selection in RANKING and len(self._seeds) > 1:
+        passes = self._count or FALLBACK_PASSES
+        figures = {"passes": float(passes)}
+        if self.selection in RANKING and passes > 1:
             figures["confidence"] = _overlap(query.pool[:, EVEN], query.pool[:, ODD], query.budget)
         return figures
 

@@ -229,6 +229,7 @@ def test_what_is_reported_depends_on_what_is_known(options, expected):
 
 def test_the_shortlists_of_some_processes_hold_the_picks_and_the_confidence():
     acquisition = NoiseStabilityAcquisition(6, selection="topk")
+    fit(acquisition, data=make_data(candidates=20))  # after which it knows its passes
     for seed in range(20):
         rows = torch.rand(90, 3, generator=torch.Generator().manual_seed(seed))
         parts = torch.arange(90).split((40, 30, 20))
