@@ -1,7 +1,4 @@
-"""Norms of single samples' gradients as the library for differential privacy finds them, in ways of its own."""
-
-import warnings
-from collections.abc import Callable
+"""Norms of single samples' gradients as other libraries find them, in ways of their own."""
 
 import pytest
 import torch
@@ -9,12 +6,7 @@ from torch import Tensor, nn
 
 from lightning_al.noise import Noise
 from tests.perturbation.networks import made, normal, tokens
-from tests.perturbation.scored import assert_exact, closed_form, parts_of
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its own, about what it will leave out
-    # not among the test requirements: its wheel holds a top-level `examples`, which hides that of this project
-    opacus = pytest.importorskip("opacus", reason="pip install opacus into an environment of its own")
+from tests.perturbation.scored import assert_exact, closed_form, parts_of, scores_of
 
 
 def convolutional() -> nn.Module:
@@ -58,14 +50,44 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(self.embedding(ids))).mean(1))
 
 
+MODELS = [(convolutional, normal(9, 3, 6, 9)), (Transformer, tokens(9, 6))]
+each_model = pytest.mark.parametrize(("make", "inputs"), MODELS, ids=["conv", "transformer"])
+
+
 @pytest.mark.filterwarnings("ignore")  # its hooks meet what torch no longer likes
-@pytest.mark.parametrize(
-    ("make", "inputs"), [(convolutional, normal(9, 3, 6, 9)), (Transformer, tokens(9, 6))], ids=["conv", "transformer"]
-)
+@each_model
+def test_scores_are_the_weighted_norms_of_gradients_that_backpack_finds(make, inputs):
+    backpack = pytest.importorskip("backpack")
+    extensions = pytest.importorskip("backpack.extensions")
+    model = made(make)
+    scores = scores_of(model, inputs, output="identity", scope="tensor")
+    variances = Noise(scope="tensor").variances(list(model.parameters()))
+    known = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for layer in known:
+        backpack.extend(layer)
+    outputs = model(inputs)
+    with backpack.backpack(extensions.BatchGrad()):
+        outputs.sum().backward(retain_graph=True)
+    expected = torch.zeros(len(inputs), dtype=torch.float64)
+    found = 0
+    for parameter, variance in zip(model.parameters(), variances, strict=True):
+        if hasattr(parameter, "grad_batch"):
+            gradients, found = parameter.grad_batch, found + 1
+        else:  # it knows no normalization, and no tokens in double precision: one sample after another
+            with backpack.disable():
+                alone = [torch.autograd.grad(one, parameter, retain_graph=True)[0] for one in outputs]
+            gradients = torch.stack(alone)
+        expected += variance * gradients.detach().flatten(1).square().sum(1)
+    assert found == sum(len(list(layer.parameters())) for layer in known)
+    assert_exact(scores, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@each_model
 @pytest.mark.parametrize("scope", ["global", "tensor"])
-def test_scores_are_the_weighted_norms_of_gradients_that_opacus_finds(
-    make: Callable[[], nn.Module], inputs: Tensor, scope: str
-) -> None:
+def test_scores_are_the_weighted_norms_of_gradients_that_opacus_finds(make, inputs, scope):
+    # not among the test requirements: its wheel holds a top-level `examples`, which hides that of this project
+    opacus = pytest.importorskip("opacus", reason="pip install opacus into an environment of its own")
     model = made(make)
     form = closed_form(model, inputs, output="identity", scope=scope)
     assert set(parts_of(form)) == {"LayerPart"}
