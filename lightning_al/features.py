@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_al.adapters import Predictor, describe
+from lightning_al.containers import tensors_in
 from lightning_al.dropout import unfused_transformers
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a convolution at the end of a dense model is one per position
@@ -149,12 +149,10 @@ class Features:
 
 def _first_tensor(output: Any) -> Tensor:
     """Return the first floating-point tensor in what a module returned, such as a tuple or a Hugging Face output."""
-    found: list[Tensor] = []
-    apply_to_collection(output, Tensor, found.append)
-    found = [tensor for tensor in found if tensor.is_floating_point()]
-    if not found:
+    tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+    if not tensors:
         raise ValueError(f"`features`: expected a module that returns numbers for each sample, got {describe(output)}.")
-    return found[0]
+    return tensors[0]
 
 
 def _width(layer: nn.Module) -> Any:

@@ -16,6 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_al.adapters import LOW_PRECISION, THREE_WAYS_OUT, take_rows
+from lightning_al.containers import tensors_in
 from lightning_al.loaders import TRANSFER_HOOKS, PoolBatch
 
 BatchT = TypeVar("BatchT")
@@ -230,7 +231,4 @@ def chunked(batches: Iterable[BatchT], budget: Budget | None = None) -> Iterator
 
 
 def _nbytes(batch: Any) -> int:
-    tensors: dict[int, Tensor] = {}
-    # torch's pytree would not look into mappings of other makes, such as Hugging Face's
-    apply_to_collection(batch, Tensor, lambda tensor: tensors.setdefault(id(tensor), tensor), allow_frozen=True)
-    return sum(tensor.nbytes for tensor in tensors.values())
+    return sum({id(tensor): tensor.nbytes for tensor in tensors_in(batch)}.values())

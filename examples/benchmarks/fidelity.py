@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from examples.benchmarks.cases import CASES, Case, trained
-from examples.benchmarks.harness import command_line, in_turn, timed, write
+from examples.benchmarks.harness import command_line, in_turn, overlap, timed, write
 from examples.fashion_mnist import read_fashion_mnist
 from lightning_al.adapters import Predictor
 from lightning_al.backends import make_backend
@@ -34,12 +34,12 @@ TIMED_PASSES = 3  # from which the cost of more follows
 
 def overlaps(scores: Tensor, truth: Tensor) -> dict[str, float]:
     """Return the share of the picks that two scores have in common, by share of the pool that is picked."""
-    found = {}
+    by_share = {}
     for share in SHARES:
         budget = max(1, round(share * len(truth)))
-        same = set(scores.topk(budget).indices.tolist()) & set(truth.topk(budget).indices.tolist())
-        found[f"{share:g}"] = len(same) / budget
-    return found
+        picks = (values.topk(budget).indices.tolist() for values in (scores, truth))
+        by_share[f"{share:g}"] = overlap(*picks)
+    return by_share
 
 
 def mean_overlaps(sizes: Tensor, truth: Tensor, passes: int) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from lightning_al.clone import clone_module
 from lightning_al.memory_format import prefer_channels_last
 from lightning_al.noise import Distribution, Noise, Scope
 from lightning_al.perturb import Backend, Seed
-from lightning_al.perturbation.closed_form import FALLBACK_PASSES, find_closed_form
+from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, find_closed_form
 from lightning_al.perturbation.directions import Directions
 from lightning_al.precision import true_float32
 from lightning_al.scoring import Budget, chunked, to_module, within_memory
@@ -79,8 +80,8 @@ def noise_stability(
         TypeError: If a batch or an output cannot be understood.
 
     Cost: K + 1 forward passes per sample; memory of a clone, twice its parameters and one chunk of batches. In closed
-        form three to five forward passes for two directions, and the memory of a training step on one batch, with as
-        much again for each direction.
+        form some five forward passes for two directions, and the memory of a training step on one batch, with as much
+        again for each of two directions.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -105,41 +106,78 @@ def noise_stability(
         for chunk in chunked((to_module(batch, predictor.module) for batch in batches), budget):
             if measure is None:
                 prefer_channels_last(predictor, chunk[0])
-                measure = _scorer(
+                scorer = find_scorer(
                     predictor,
                     chunk[0],
                     count,
-                    norm,
                     (Stream.NOISE, seed, 0),
+                    noise=noise,
+                    modules=modules,
+                    output=output,
+                    method=method,
                     directions=directions,
-                    options={"noise": noise, "modules": modules, "output": output},
-                    backend_options={"method": method, "compiled": compile},
+                    compiled=compile,
                 )
+                measure = partial(_scores, scorer, norm)
             scores.append(within_memory(measure, chunk, budget).float().cpu())
     if not scores:
         raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
     return torch.cat(scores)
 
 
-def _scorer(
+class SeededPasses(NamedTuple):
+    """Passes with noise: what computes their deviations, and the seed of each."""
+
+    backend: Backend
+    seeds: Sequence[Seed]
+
+
+def find_scorer(
     predictor: Predictor,
     batch: Any,
     passes: int | None,
-    norm: Norm,
     seed: Seed,
     *,
+    noise: Noise,
+    modules: Sequence[str] | None,
+    output: Output,
+    method: Method,
     directions: Directions,
-    options: dict[str, Any],
-    backend_options: dict[str, Any],
-) -> Callable[[list[Any]], Tensor]:
-    """Return what maps a chunk to scores, in closed form for `passes=None`."""
+    compiled: bool,
+) -> ClosedForm | SeededPasses:
+    """Return the closed form for `passes=None`, if the model has one; else so many passes, or 30.
+
+    Args:
+        predictor: The model, on its device and in eval mode; call under `torch.no_grad`.
+        batch: Some samples, to look at the forward pass.
+        passes: From `check_options`.
+        seed: Integers that seed the signs of the closed form, or with its number each pass.
+        noise: How much noise, and of what kind.
+        modules: As for `noise_stability`, and so are the others.
+        output: What the deviations are measured on.
+        method: How passes are computed.
+        directions: Of the closed form.
+        compiled: Whether to compile the passes.
+
+    """
     if passes is None:
-        closed_form = find_closed_form(predictor, batch, directions=directions, seed=seed, **options)
+        closed_form = find_closed_form(
+            predictor, batch, noise=noise, modules=modules, output=output, directions=directions, seed=seed
+        )
         if closed_form is not None:
-            return closed_form.chunk_scores
+            return closed_form
     seeds = [(*seed, step) for step in range(passes or FALLBACK_PASSES)]
-    backend = make_backend(predictor, batch, seeds=seeds, **options, **backend_options)
-    return lambda chunk: deviation_sizes(backend, chunk, seeds=seeds, norm=norm).mean(1)
+    backend = make_backend(
+        predictor, batch, noise=noise, seeds=seeds, modules=modules, output=output, method=method, compiled=compiled
+    )
+    return SeededPasses(backend, seeds)
+
+
+def _scores(scorer: ClosedForm | SeededPasses, norm: Norm, chunk: list[Any]) -> Tensor:
+    """Return the scores (n,) of a chunk."""
+    if isinstance(scorer, ClosedForm):
+        return scorer.chunk_scores(chunk)
+    return deviation_sizes(scorer.backend, chunk, seeds=scorer.seeds, norm=norm).mean(1)
 
 
 def check_options(

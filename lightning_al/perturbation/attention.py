@@ -69,13 +69,13 @@ class AttentionPart:
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
         """Return the norms of the packed weight and bias: queries, keys and values have rows of their own there."""
         axis = 0 if self.attention.batch_first else 1
-        found: dict[str, list[Tensor]] = {"in_proj_weight": [], "in_proj_bias": []}
+        packed: dict[str, list[Tensor]] = {"in_proj_weight": [], "in_proj_bias": []}
         for place, inputs in enumerate(call.inputs):
             behind = [along[place].movedim(axis, 0) for along in gradients]
             norms = linear_norms(inputs.movedim(axis, 0), behind, samples)
-            found["in_proj_weight"].append(norms["weight"])
-            found["in_proj_bias"].append(norms["bias"])
-        return {name: torch.stack(norms).sum(0) for name, norms in found.items()}
+            packed["in_proj_weight"].append(norms["weight"])
+            packed["in_proj_bias"].append(norms["bias"])
+        return {name: torch.stack(norms).sum(0) for name, norms in packed.items()}
 
 
 def open_attention(

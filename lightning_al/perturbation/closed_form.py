@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lightning_al.adapters import Output, Predictor
 from lightning_al.noise import Noise, noisy_parameters
 from lightning_al.perturb import check_repeatable
-from lightning_al.perturbation.coverage import UncountableError, backward_passes, cover, watched_pass
+from lightning_al.perturbation.coverage import UncountableError, cover
 from lightning_al.perturbation.directions import Directions, Response, output_directions
+from lightning_al.perturbation.parts import Part
+from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
 from lightning_al.progress import tell_pass
 from lightning_al.seeding import make_generator
 
@@ -82,13 +84,9 @@ class ClosedForm:
         self._generic = torch.randn(clean[0].shape[1], dtype=torch.float64, generator=make_generator(*seed))
         self._response(clean[0])
         variances = noise.variances(parameters)
-        self._noisy = {id(parameter) for parameter in parameters}
-        self._variances = dict(zip((id(parameter) for parameter in parameters), variances, strict=True))
-        for path, layer in predictor.module.named_modules():
-            if getattr(layer, "max_norm", None) is not None and id(getattr(layer, "weight", None)) in self._noisy:
-                raise UncountableError(f"{path}.weight: the forward pass cuts its rows down to `max_norm`")
+        self._variances = dict(zip(map(id, parameters), variances, strict=True))
         with self._differentiable():
-            self._parts = cover(self._root, batch, parameters, variances)
+            self._parts: list[Part] = cover(self._root, batch, clean[0], parameters, variances)
 
     def chunk_scores(self, chunk: Sequence[Any]) -> Tensor:
         """Return the scores (n,) of a few batches, one batch after another."""
@@ -138,7 +136,7 @@ class ClosedForm:
         with ExitStack() as stack:
             for parameter in module.parameters():
                 stack.callback(parameter.requires_grad_, parameter.requires_grad)
-                parameter.requires_grad_(id(parameter) in self._noisy)
+                parameter.requires_grad_(id(parameter) in self._variances)
             for layer in module.modules():
                 if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
                     # training leaves out the padding's row or weighs rows by frequency, and noise does neither

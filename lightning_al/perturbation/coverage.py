@@ -6,7 +6,7 @@ nothing for the others; so no layer is taken for what it is not, and no sample f
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_al.adapters import take_rows
+from lightning_al.containers import tensors_in
 from lightning_al.perturb import perturbed
 from lightning_al.perturbation.attention import AttentionPart, can_be_opened
 from lightning_al.perturbation.gradient_norms import known_norms
-from lightning_al.perturbation.parts import BarePart, Call, LayerPart, ModulePart, Part, tensors_in
+from lightning_al.perturbation.parts import BarePart, LayerPart, ModulePart, Part
+from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
 from lightning_al.scoring import is_out_of_memory
 
 PROBE = 7  # samples: few, and a prime, so that hardly another dimension has this length
@@ -29,62 +31,15 @@ class UncountableError(RuntimeError):
     """Some parameters cannot be counted exactly; the message names them."""
 
 
-def watched_pass(root: nn.Module, batch: Any, parts: Iterable[Part]) -> tuple[Tensor, list[Call]]:
-    """Run a forward pass with gradients, and return the outputs (B, C) and what the parts noted."""
-    calls: list[Call] = []
-    with torch.enable_grad(), ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(part.watch(calls))
-        outputs = root(batch)
-    return outputs, calls
-
-
-def backward_passes(
-    outputs: Tensor, calls: Sequence[Call], vectors: Tensor, *, last: bool = True
-) -> Iterator[list[list[Tensor]]]:
-    """Run one backward pass for each direction, and yield what arrives at each call.
-
-    Args:
-        outputs: (B, C) of a watched pass.
-        calls: What the parts noted.
-        vectors: (D, B, C) directions.
-        last: Whether the graph of the outputs may be freed.
-
-    Yields:
-        For each call, the gradients at its edges along each of the D directions.
-
-    """
-    edges = [edge for call in calls for edge in call.edges]
-    gradients: list[list[Tensor | None]] = [
-        list(
-            torch.autograd.grad(
-                outputs, edges, vector, retain_graph=not last or step < len(vectors) - 1, allow_unused=True
-            )
-        )
-        for step, vector in enumerate(vectors)
-    ]
-    start = 0
-    for call in calls:
-        stop = start + len(call.edges)
-        along = [
-            [
-                outputs.new_zeros(shape) if gradient is None else gradient
-                for gradient, shape in zip(found[start:stop], call.shapes, strict=True)
-            ]
-            for found in gradients
-        ]
-        for found in gradients:
-            found[start:stop] = [None] * len(call.edges)  # memory of which the rest has no more need
-        yield along
-        start = stop
-
-
-def cover(root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weights: Sequence[float]) -> list[Part]:
+def cover(
+    root: nn.Module, batch: Any, clean: Tensor, parameters: Sequence[nn.Parameter], weights: Sequence[float]
+) -> list[Part]:
     """Find parts that together count every parameter once.
 
     Args:
         root: Maps a batch to outputs (B, C); the parameters that count require gradients, no others.
         batch: Some samples.
+        clean: (B, C) their outputs.
         parameters: What to count.
         weights: Of the squared norm of each parameter's gradient in the score.
 
@@ -97,7 +52,7 @@ def cover(root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weigh
     Cost: some passes over seven samples, two of a model of known layers.
 
     """
-    search = _Search(root, batch, parameters, weights)
+    search = _Search(root, _few_samples(root, batch, clean), parameters, weights)
     parts = [*search.settle(search.layer_parts()), *search.settle(search.bare_parts())]
     parts += search.module_parts()
     return parts
@@ -110,7 +65,7 @@ class _Search:
         self, root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weights: Sequence[float]
     ) -> None:
         self.root = root
-        self.batch = _few_samples(root, batch)
+        self.batch = batch
         self.weights = {id(parameter): weight for parameter, weight in zip(parameters, weights, strict=True)}
         self.modules = dict(root.named_modules())
         self.owners: dict[int, list[tuple[str, str]]] = {id(parameter): [] for parameter in parameters}
@@ -118,6 +73,10 @@ class _Search:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in self.owners:
                     self.owners[id(parameter)].append((path, name))
+        tables = [layer for layer in self.modules.values() if getattr(layer, "max_norm", None) is not None]
+        renormalized = [table.weight for table in tables if id(getattr(table, "weight", None)) in self.owners]
+        if renormalized:  # autograd does not see it
+            raise UncountableError(self.name(renormalized) + ": the forward pass cuts its rows down to `max_norm`")
         self.outputs, _ = watched_pass(root, self.batch, [])
         self.pending = self._take_norms(parameters)
         self.attentions = {
@@ -133,21 +92,21 @@ class _Search:
         vector = torch.zeros_like(self.outputs)
         vector[len(vector) // 2] = torch.linspace(1, 2, vector.shape[1])
         self.vector = vector
-        found: list[Tensor | None] = [None] * len(parameters)
+        gradients: list[Tensor | None] = [None] * len(parameters)
         if self.outputs.requires_grad:
             try:
-                found = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
+                gradients = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
             except RuntimeError as error:  # a value that was overwritten in place, or is computed anew some other way
                 if is_out_of_memory(error):
                     raise
                 raise UncountableError(f"{self.name(parameters)}: {str(error).partition('. ')[0]}") from error
-        cut = [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is None]
+        cut = [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
         mattering = [parameter for parameter in cut if self._matters(parameter)]
         if mattering:
             raise UncountableError(self.name(mattering) + ": the forward pass cuts off their gradient")
         self.truth = {
             id(parameter): float(gradient.square().sum())
-            for parameter, gradient in zip(parameters, found, strict=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True)
             if gradient is not None
         }
         return {id(parameter): parameter for parameter in parameters if id(parameter) in self.truth}
@@ -291,15 +250,14 @@ class _Search:
         return len(norms) == len(self.outputs) and bool((off <= allowed).all())
 
 
-def _few_samples(root: nn.Module, batch: Any) -> Any:
+def _few_samples(root: nn.Module, batch: Any, outputs: Tensor) -> Any:
     """Return a few samples of a batch, or all where parts of it do not give the same outputs."""
-    with torch.no_grad():
-        outputs = root(batch)
-        if len(outputs) <= PROBE:
-            return batch
-        try:
-            few = take_rows(batch, torch.arange(PROBE, device=outputs.device), len(outputs))
+    if len(outputs) <= PROBE:
+        return batch
+    try:
+        few = take_rows(batch, torch.arange(PROBE, device=outputs.device), len(outputs))
+        with torch.no_grad():
             same = torch.allclose(root(few), outputs[:PROBE], rtol=1e-3, atol=1e-4)
-        except Exception:  # a batch whose parts depend on one another, such as a graph's
-            return batch
+    except Exception:  # a batch whose parts depend on one another, such as a graph's
+        return batch
     return few if same else batch

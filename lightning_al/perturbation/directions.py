@@ -42,17 +42,17 @@ def output_directions(outputs: Tensor, response: Response, directions: Direction
     """
     values, generic = outputs.detach().double(), generic.to(outputs.device, torch.float64)
     if response == "sigmoid":
-        found = _unit_vectors(values.sigmoid() * (-values).sigmoid(), directions, generic)
+        vectors = _unit_vectors(values.sigmoid() * (-values).sigmoid(), directions, generic)
     elif response == "identity":
-        found = _unit_vectors(torch.ones_like(values), directions, generic)
+        vectors = _unit_vectors(torch.ones_like(values), directions, generic)
     else:
         probs = values.softmax(1) if response == "softmax" else values
         if directions == "all" and probs.shape[1] > MOST_CLASSES:
             rows = torch.eye(probs.shape[1], dtype=probs.dtype, device=probs.device).expand(len(probs), -1, -1)
         else:
             rows = _eigenvectors(probs, directions, generic, with_null=response == "probabilities")
-        found = (apply_softmax_jacobian(probs, rows) if response == "softmax" else rows).transpose(0, 1)
-    return found.to(outputs.dtype)
+        vectors = (apply_softmax_jacobian(probs, rows) if response == "softmax" else rows).transpose(0, 1)
+    return vectors.to(outputs.dtype)
 
 
 def _unit_vectors(weights: Tensor, directions: Directions, generic: Tensor) -> Tensor:

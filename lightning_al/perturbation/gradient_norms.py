@@ -161,7 +161,7 @@ def _depthwise_norms(layer: Any, padded: Tensor, gradients: Sequence[Tensor], ro
         where: tuple[Any, ...] = (slice(None), slice(None), *places)
         shifted = padded[where].unsqueeze(2)  # (B r, C, 1, *places)
         along = [gradient.unflatten(1, (layer.groups, -1)) * shifted for gradient in gradients]
-        norms += _sum_rows([tap.flatten(3).sum(3).flatten(1) for tap in along], rows)
+        norms += summed_norms([tap.flatten(3).sum(3).flatten(1) for tap in along], rows)
     return norms
 
 
@@ -212,7 +212,7 @@ def _channel_affine(normalized: Tensor, gradients: Sequence[Tensor], rows: int) 
         gradient = gradient.reshape(normalized.shape)
         weight.append((gradient * normalized).sum(2))
         bias.append(gradient.sum(2))
-    return {"weight": _sum_rows(weight, rows), "bias": _sum_rows(bias, rows)}
+    return {"weight": summed_norms(weight, rows), "bias": summed_norms(bias, rows)}
 
 
 def _feature_affine(normalized: Tensor, gradients: Sequence[Tensor], rows: int, dimensions: int) -> Norms:
@@ -221,7 +221,7 @@ def _feature_affine(normalized: Tensor, gradients: Sequence[Tensor], rows: int, 
     flat = flat.reshape(len(normalized), -1, flat.shape[-1])
     weight = [(gradient.reshape(flat.shape) * flat).sum(1) for gradient in gradients]
     bias = [gradient.reshape(flat.shape).sum(1) for gradient in gradients]
-    return {"weight": _sum_rows(weight, rows), "bias": _sum_rows(bias, rows)}
+    return {"weight": summed_norms(weight, rows), "bias": summed_norms(bias, rows)}
 
 
 def _embedding(layer: nn.Embedding, inputs: Tensor, gradients: Sequence[Tensor], rows: int) -> Norms:
@@ -247,7 +247,7 @@ def _bias_norms(stacked: Tensor) -> Tensor:
     return stacked.sum(1).square().sum(2)
 
 
-def _sum_rows(gradients: Sequence[Tensor], rows: int) -> Tensor:
+def summed_norms(gradients: Sequence[Tensor], rows: int) -> Tensor:
     """Return (B, D) squared norms of D gradients (B r, P), of which r rows make one sample."""
     return torch.stack([gradient.unflatten(0, (-1, rows)).sum(1).square().sum(1) for gradient in gradients], 1)
 

@@ -1,12 +1,12 @@
 """Parts of a model, each with one way to per-sample gradient norms: layers, attention, bare parameters, any module.
 
 A part watches one forward pass, in which it notes where gradients will arrive, and later turns these gradients into
-squared norms. What it covers is exact if it is called once in a pass; `coverage.py` checks that, and much else.
+squared norms. What it covers is exact if it is called once in a pass; `coverage.py` checks that.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_al.perturbation.gradient_norms import Norms, layer_gradient_norms
+from lightning_al.containers import tensors_in
+from lightning_al.perturbation.gradient_norms import Norms, layer_gradient_norms, summed_norms
 from lightning_al.scoring import is_out_of_memory
 
 VMAP_NUMBERS = 2**25  # of per-sample gradients that exist at a time, 128 MB in single precision
@@ -56,7 +57,7 @@ class Part(Protocol):
 
     parameters: Mapping[str, nn.Parameter]
 
-    def watch(self, calls: list[Call]) -> Any:
+    def watch(self, calls: list[Call]) -> AbstractContextManager[None]:
         """Return a context in which every call is appended to `calls`."""
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
@@ -139,8 +140,8 @@ class BarePart:
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
         """Return the norms of the copies' gradients, those of one sample summed up."""
-        by_sample = [along[0].reshape(samples, len(along[0]) // samples, -1).sum(1) for along in gradients]
-        return {self.name: torch.stack([gradient.square().sum(1) for gradient in by_sample], 1)}
+        rows = [along[0].reshape(len(along[0]), -1) for along in gradients]
+        return {self.name: summed_norms(rows, len(rows[0]) // samples)}
 
 
 class ModulePart:
@@ -206,8 +207,8 @@ class ModulePart:
             along = [_restored(*pair) for pair in zip(behind, dimensions, strict=True)]
             pull_back = vjp(lambda values: self._run(values, arguments, batch), self._values())[1]
             # one direction after another: not every operator has a right rule for two dimensions at once
-            found = [pull_back(list(own))[0] for own in zip(*along, strict=True)]
-            return {name: torch.stack([each[name].square().sum() for each in found]) for name in self.parameters}
+            pulled = [pull_back(list(own))[0] for own in zip(*along, strict=True)]
+            return {name: torch.stack([each[name].square().sum() for each in pulled]) for name in self.parameters}
 
         held = len(behind[0]) * sum(parameter.numel() for parameter in self.parameters.values())
         each = vmap(one, (self._inputs, dimensions), chunk_size=max(1, VMAP_NUMBERS // held))
@@ -225,8 +226,8 @@ class ModulePart:
             squares = []
             for along in zip(*behind, strict=True):  # one direction
                 own = [_sample(gradient, place, sample) for gradient, place in zip(along, dimensions, strict=True)]
-                found = torch.autograd.grad(outputs, list(values.values()), own, retain_graph=True)
-                squares.append([gradient.square().sum() for gradient in found])
+                pulled = torch.autograd.grad(outputs, list(values.values()), own, retain_graph=True)
+                squares.append([gradient.square().sum() for gradient in pulled])
             for name, along_all in zip(values, zip(*squares, strict=True), strict=True):
                 norms[name].append(torch.stack(along_all))
         return {name: torch.stack(rows) for name, rows in norms.items()}
@@ -240,18 +241,6 @@ class ModulePart:
         args, kwargs = apply_to_collection(arguments, Tensor, lambda _: next(tensors))
         outputs = tensors_in(functional_call(self.module, values, args, kwargs))
         return [outputs[place] for place in self._outputs]
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers, those of Hugging Face's and Lightning's making included."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:  # and hand it back: not every container can hold something else
-        found.append(tensor)
-        return tensor
-
-    apply_to_collection(tree, Tensor, note, allow_frozen=True)
-    return found
 
 
 def _restored(tensor: Tensor, dimension: int | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Noise stability: label the samples whose output moves most when the parameters are perturbed.
 
-Passes per sample: K + 1, or some four for the limit of infinitely many. Suits classification, multi-label, dense and
+Passes per sample: K + 1, or some five for the limit of infinitely many. Suits classification, multi-label, dense and
 regression outputs. Memory: one number per sample, or K * C for the selections that look at the deviations themselves.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_al.acquisition import Acquisition
 from lightning_al.adapters import Output, Predictor
-from lightning_al.backends import Method, make_backend
+from lightning_al.backends import Method
 from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
 from lightning_al.functional.noise_stability import (
     EVEN,
@@ -21,13 +21,15 @@ from lightning_al.functional.noise_stability import (
     SCORE,
     Norm,
     Passes,
+    SeededPasses,
     check_options,
     deviation_sizes,
     deviation_vectors,
+    find_scorer,
     ranking_rows,
 )
 from lightning_al.noise import Distribution, Noise, Scope
-from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense, find_closed_form
+from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense
 from lightning_al.perturbation.directions import Directions
 from lightning_al.query import Context, Query
 from lightning_al.seeding import Stream
@@ -69,7 +71,8 @@ class NoiseStabilityAcquisition(Acquisition):
     Raises:
         ValueError: If an argument is out of range.
 
-    Cost: K + 1 forward passes per candidate, one read of the data.
+    Cost: K + 1 forward passes per candidate, one read of the data. In closed form some five forward passes for two
+        directions, and the memory of a training step on one batch, with as much again for each of two directions.
 
     Example:
         >>> NoiseStabilityAcquisition(query_size=500, passes=3, modules=["layer4", "fc"]).passes
@@ -124,7 +127,7 @@ class NoiseStabilityAcquisition(Acquisition):
         self.directions = directions
         self.seed = seed
         self.compile = compile
-        self._closed_form: ClosedForm | None = None
+        self._scorer: ClosedForm | SeededPasses | None = None  # unknown before `prepare`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse dense outputs, which have no closed form, before any training."""
@@ -133,29 +136,17 @@ class NoiseStabilityAcquisition(Acquisition):
                 check_not_dense(predictor, predictor(batch))
 
     def prepare(self, context: Context) -> None:
-        """Find the parameters that get noise, and the closed form, or the seed of each pass and their backend."""
-        seed = (Stream.NOISE, context.seed, context.cycle)
-        if self._count is None:
-            self._closed_form = find_closed_form(
-                context.predictor,
-                context.batch,
-                noise=self._noise,
-                modules=self.modules,
-                output=self.output,
-                directions=self.directions,
-                seed=seed,
-            )
-            if self._closed_form is not None:
-                return
-        self._seeds = [(*seed, step) for step in range(self._count or FALLBACK_PASSES)]
-        self._backend = make_backend(
+        """Find the parameters that get noise, and the closed form, or passes with their seeds."""
+        self._scorer = find_scorer(
             context.predictor,
             context.batch,
+            self._count,
+            (Stream.NOISE, context.seed, context.cycle),
             noise=self._noise,
-            seeds=self._seeds,
             modules=self.modules,
             output=self.output,
             method=self.method,
+            directions=self.directions,
             compiled=self.compile,
         )
 
@@ -165,11 +156,13 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
         """Measure a few batches, in closed form or with the passes as the outer loop."""
-        if self._closed_form is not None:
-            return self._closed_form.chunk_scores(chunk).unsqueeze(1).float()
+        assert self._scorer is not None
+        if isinstance(self._scorer, ClosedForm):
+            return self._scorer.chunk_scores(chunk).unsqueeze(1).float()
+        backend, seeds = self._scorer
         if self.selection not in RANKING:
-            return deviation_vectors(self._backend, chunk, self._seeds, self.selection == "k-center").float()
-        return ranking_rows(deviation_sizes(self._backend, chunk, self._seeds, self.norm)).float()
+            return deviation_vectors(backend, chunk, seeds, self.selection == "k-center").float()
+        return ranking_rows(deviation_sizes(backend, chunk, seeds, self.norm)).float()
 
     def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
         """Keep what top-k needs, and what the confidence needs: the best by each half of the passes."""
@@ -198,7 +191,7 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def figures(self, query: Query) -> dict[str, float]:
         """Report the passes, and how far two halves of them agree on the picks; nothing of a closed form."""
-        if self._closed_form is not None:
+        if isinstance(self._scorer, ClosedForm):
             return {}
         passes = self._count or FALLBACK_PASSES
         figures = {"passes": float(passes)}

@@ -20,27 +20,14 @@ from lightning_al.seeding import Stream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.digits import LABELED, DigitsClassifier, digits, fit, make_data
 from tests.noise_stability_twin import twin
+from tests.strategies.spy import Spy
 
 DOUBLE = {"precision": "64-true"}
 
 
-class Spy(NoiseStabilityAcquisition):
-    """Shows what it selected from and what it reported."""
-
-    queries: ClassVar[list[Query]] = []
-    reports: ClassVar[list[dict[str, float]]] = []
-
-    def figures(self, query: Query) -> dict[str, float]:
-        figures = super().figures(query)
-        self.queries.append(query)
-        self.reports.append(figures)
-        return figures
-
-
 @pytest.fixture(autouse=True)
 def forget():
-    for notes in (Spy.queries, Spy.reports):
-        notes.clear()
+    Spy.forget()
 
 
 # ---------------------------------------------------------------- arguments

@@ -1,6 +1,6 @@
 import logging
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, Query, functional
+from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, functional
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.progress import Bar
 from lightning_al.seeding import Stream, make_generator
@@ -18,30 +18,21 @@ from lightning_al.testing import ToyClassifier
 from tests.digits import LABELED, digits, fit, make_data
 from tests.perturbation.jacobian_twin import twin
 from tests.snapshot import module_picture, random_picture
+from tests.strategies import spy
 
 DOUBLE = {"precision": "64-true"}
 
 
-class Spy(NoiseStabilityAcquisition):
-    """Shows what it selected from and what it reported."""
-
-    queries: ClassVar[list[Query]] = []
-    reports: ClassVar[list[dict[str, float]]] = []
+class Spy(spy.Spy):
+    """The same in the limit of infinitely many passes."""
 
     def __init__(self, query_size: int, **options: Any) -> None:
         super().__init__(query_size, **{"passes": "inf", **options})
 
-    def figures(self, query: Query) -> dict[str, float]:
-        figures = super().figures(query)
-        self.queries.append(query)
-        self.reports.append(figures)
-        return figures
-
 
 @pytest.fixture(autouse=True)
 def forget():
-    Spy.queries.clear()
-    Spy.reports.clear()
+    Spy.forget()
 
 
 # ---------------------------------------------------------------- arguments
