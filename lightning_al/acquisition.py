@@ -225,7 +225,7 @@ class Acquisition(Callback, ABC):
 
     @contextmanager
     def first_candidates(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[Predictor, Any]]:
-        """Let a strategy look at a few candidates before training, through an untrained clone on the device."""
+        """Yield a predictor over an untrained clone on the device, and a batch of the first candidates."""
         datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         indices = datamodule.pool.unlabeled[:EXAMPLES]
         with seeded(Stream.SCORING, datamodule.seed), scoring_clone(trainer, module) as clone:

@@ -18,7 +18,7 @@ STYLES = {"0.02": "--", "0.1": "-"}
 
 def draw(axes: Any, figures: dict[str, Any]) -> None:
     """Draw one case: a curve of passes and one of directions for each share of the pool that is picked."""
-    for share, told in SHARES.items():
+    for share, percent in SHARES.items():
         for kind, name, color, marker in (
             ("passes", "K passes", "tab:orange", "o"),
             ("closed form", "closed form", "tab:blue", "s"),
@@ -26,7 +26,7 @@ def draw(axes: Any, figures: dict[str, Any]) -> None:
             ways = figures[kind]
             costs = [way["forward passes"] for way in ways.values()]
             overlaps = [way["overlap"][share] for way in ways.values()]
-            label = f"{name}, {told} picked"
+            label = f"{name}, {percent} picked"
             axes.plot(costs, overlaps, STYLES[share], color=color, marker=marker, markersize=4, label=label)
             if share != "0.1":
                 continue
