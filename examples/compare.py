@@ -6,7 +6,7 @@ Finished runs are kept in the folder, and not repeated; the second command shows
     python examples/compare.py --report-only --folder runs/digits --target 0.85 0.9
 """
 
-from lightning_al.compare import main
+from lightning_al.cli.compare import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

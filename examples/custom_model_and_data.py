@@ -23,13 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lightning_al import (
-    Acquisition,
-    ActiveLearningDataModule,
-    NoiseStabilityAcquisition,
-    RandomAcquisition,
-    run_cycles,
-)
+from lightning_al import Acquisition, ActiveLearningDataModule, NoiseStabilityAcquisition, RandomAcquisition, run_cycles
 
 Batch = dict[str, Tensor]
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from examples.digits import DigitsClassifier, DigitsDataModule
 from lightning_al import Acquisition, ActiveLearningDataModule, EntropyAcquisition, Query, run_cycles
 from lightning_al.acquisition import Context
-from lightning_al.adapters import Predictor
-from lightning_al.features import Features
 from lightning_al.functional import entropy
+from lightning_al.model.features import Features
+from lightning_al.model.predictor import Predictor
 from lightning_al.testing import check_acquisition
 
 

@@ -14,11 +14,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from lightning_al.comparison import Comparison
-from lightning_al.figures import draw_comparison
-from lightning_al.launch import Run, check_settings, read_markers, run_all
-from lightning_al.learning_curves import read_curves
-from lightning_al.run_folder import RunRefusedError
+from lightning_al.analysis.comparison import Comparison
+from lightning_al.analysis.learning_curves import read_curves
+from lightning_al.cli.child_runs import Run, check_settings, read_markers, run_all
+from lightning_al.report.curve_plot import draw_comparison
+from lightning_al.storage.run_folder import RunRefusedError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Path("configs", "digits.yaml")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from examples.digits import DigitsClassifier, DigitsDataModule
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, run_cycles
-from lightning_al.wandb_tracking import run_id
+from lightning_al.tracking.wandb import run_id
 
 
 def main() -> None:

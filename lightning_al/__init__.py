@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_al import functional
-from lightning_al.acquisition import Acquisition
-from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.loop import run_cycles
-from lightning_al.pool import Pool
-from lightning_al.query import Query
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Query
+from lightning_al.cycles.run_cycles import run_cycles
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.data.pool import Pool
 from lightning_al.strategies import (
     BADGEAcquisition,
     BALDAcquisition,
@@ -28,7 +28,7 @@ from lightning_al.strategies import (
 from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch
 
 if TYPE_CHECKING:
-    from lightning_al.cli import ActiveLearningCLI
+    from lightning_al.cli.fit import ActiveLearningCLI
 
 __version__ = "0.2.0"
 
@@ -65,7 +65,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # the CLI needs jsonargparse, which scoring and the Python API do without
     if name == "ActiveLearningCLI":
-        from lightning_al.cli import ActiveLearningCLI
+        from lightning_al.cli.fit import ActiveLearningCLI
 
         return ActiveLearningCLI
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.seeding import seeded
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.numerics.seeding import seeded
 
 
 class ToyDataset(Dataset[tuple[Tensor, int]]):

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_al import Acquisition, strategies
-from lightning_al.datamodule import ActiveLearningDataModule
-from lightning_al.seeding import make_generator, seeded
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.numerics.seeding import make_generator, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.strategy_settings import SETTINGS, WRAPPERS
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import Stream, make_generator
 
 
 def twin(

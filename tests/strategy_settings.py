@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from lightning_al import strategies
-from lightning_al.acquisition import Acquisition
+from lightning_al.acquisition.contract import Acquisition
 from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch
 
 SETTINGS: dict[type, list[dict[str, Any]]] = {

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_al import ActiveLearningCLI, strategies
-from lightning_al.acquisition import Acquisition
+from lightning_al.acquisition.contract import Acquisition
 from lightning_al.testing import check_acquisition
 from tests.ddp_picks import picks_of
 from tests.strategy_settings import SETTINGS, WRAPPERS

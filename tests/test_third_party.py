@@ -21,7 +21,7 @@ from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import Stream, make_generator
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture
 

@@ -19,9 +19,9 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.models.swin_transformer import SwinTransformer
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition
-from lightning_al.adapters import Predictor
 from lightning_al.functional import noise_stability
-from lightning_al.noise import Noise
+from lightning_al.model.predictor import Predictor
+from lightning_al.perturbation.noise import Noise
 from tests.digits import one_thread
 from tests.perturbation.networks import made, normal, tokens
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_al import EntropyAcquisition, run_cycles
 from tests.runs import Crash, make_data, make_trainer
-from tests.test_tracking import StepClassifier
+from tests.tracking.test_cycle_tracker import StepClassifier
 
 
 def main(folder: Path, cycles: int, hook: str | None = None) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_al import EntropyAcquisition, run_cycles
-from lightning_al.wandb_tracking import run_id
+from lightning_al.tracking.wandb import run_id
 from tests.runs import Crash, make_data, make_trainer
-from tests.test_tracking import StepClassifier
+from tests.tracking.test_cycle_tracker import StepClassifier
 
 
 def main(folder: Path, cycles: int, hook: str | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import Stream, make_generator
 
 
 @torch.no_grad()

@@ -16,15 +16,15 @@ from torch import Tensor
 from examples.benchmarks.cases import CASES, Case, trained
 from examples.benchmarks.harness import command_line, in_turn, overlap, timed, write
 from examples.fashion_mnist import read_fashion_mnist
-from lightning_al.adapters import Predictor
-from lightning_al.backends import make_backend
-from lightning_al.clone import clone_module
-from lightning_al.functional.noise_stability import deviation_sizes
-from lightning_al.memory_format import prefer_channels_last
-from lightning_al.noise import Noise
+from lightning_al.model.clone import clone_module
+from lightning_al.model.memory_format import prefer_channels_last
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import Stream
+from lightning_al.perturbation.backend_choice import make_backend
 from lightning_al.perturbation.closed_form import ClosedForm
+from lightning_al.perturbation.deviations import deviation_sizes
 from lightning_al.perturbation.directions import Directions
-from lightning_al.seeding import Stream
+from lightning_al.perturbation.noise import Noise
 
 SHARES = (0.02, 0.1, 0.25)
 PASSES = (1, 3, 10, 30, 100)

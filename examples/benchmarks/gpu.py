@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from examples.benchmarks.cases import resnet18
 from examples.benchmarks.harness import Still, command_line, overlap, write
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition
-from lightning_al.backends import rank_agreement
 from lightning_al.functional import noise_stability
+from lightning_al.perturbation.backend_choice import rank_agreement
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 WAYS: dict[str, dict[str, Any]] = {

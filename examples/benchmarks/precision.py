@@ -16,16 +16,16 @@ from torch.nn import functional
 
 from examples.benchmarks.harness import command_line, write
 from examples.fashion_mnist import read_fashion_mnist
-from lightning_al.adapters import Predictor
-from lightning_al.backends import rank_agreement
-from lightning_al.functional.noise_stability import deviation_sizes
-from lightning_al.jvp import ForwardDerivatives
-from lightning_al.noise import Noise
-from lightning_al.perturb import Backend, FiniteDifferences
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.float32 import true_float32
+from lightning_al.numerics.seeding import Stream
+from lightning_al.perturbation.backend_choice import rank_agreement
 from lightning_al.perturbation.closed_form import ClosedForm
+from lightning_al.perturbation.deviations import Backend, deviation_sizes
 from lightning_al.perturbation.directions import Directions
-from lightning_al.precision import true_float32
-from lightning_al.seeding import Stream
+from lightning_al.perturbation.finite_differences import FiniteDifferences
+from lightning_al.perturbation.forward_mode import ForwardDerivatives
+from lightning_al.perturbation.noise import Noise
 
 Row = tuple[str, Tensor]
 

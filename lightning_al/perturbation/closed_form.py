@@ -12,15 +12,16 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_al.adapters import Output, Predictor
-from lightning_al.noise import Noise, noisy_parameters
-from lightning_al.perturb import check_repeatable
+from lightning_al.model.output import Output
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import make_generator
+from lightning_al.perturbation.backend_choice import check_repeatable
 from lightning_al.perturbation.coverage import UncountableError, cover
 from lightning_al.perturbation.directions import Directions, Response, output_directions
+from lightning_al.perturbation.noise import Noise, noisy_parameters
 from lightning_al.perturbation.parts import Part
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
-from lightning_al.progress import tell_pass
-from lightning_al.seeding import make_generator
+from lightning_al.scoring.progress import tell_pass
 
 DENSE = (
     '`passes="inf"`: {} returns outputs of shape {} for each sample, and the closed form is for one row of outputs per '

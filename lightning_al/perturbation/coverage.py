@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_al.adapters import take_rows
-from lightning_al.containers import tensors_in
-from lightning_al.perturb import perturbed
+from lightning_al.data.batch import take_rows, tensors_in
 from lightning_al.perturbation.attention import AttentionPart, can_be_opened
+from lightning_al.perturbation.finite_differences import perturbed
 from lightning_al.perturbation.gradient_norms import known_norms
 from lightning_al.perturbation.parts import BarePart, LayerPart, ModulePart, Part
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
-from lightning_al.scoring import is_out_of_memory
+from lightning_al.scoring.memory import is_out_of_memory
 
 PROBE = 7  # samples: few, and a prime, so that hardly another dimension has this length
 SHOWN = 6  # names in a message

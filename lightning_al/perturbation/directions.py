@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_al.adapters import Output
+from lightning_al.model.output import Output
 
 Directions = int | Literal["all"]
 Response = Output | Literal["probabilities"]

@@ -17,9 +17,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_al.containers import tensors_in
+from lightning_al.data.batch import tensors_in
 from lightning_al.perturbation.gradient_norms import Norms, layer_gradient_norms, summed_norms
-from lightning_al.scoring import is_out_of_memory
+from lightning_al.scoring.memory import is_out_of_memory
 
 VMAP_NUMBERS = 2**25  # of per-sample gradients that exist at a time, 128 MB in single precision
 

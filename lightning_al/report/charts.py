@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_al.comparison import Comparison
-from lightning_al.figures import assign_styles
-from lightning_al.learning_curves import mean_and_sd
+from lightning_al.analysis.comparison import Comparison
+from lightning_al.analysis.learning_curves import mean_and_sd
+from lightning_al.report.curve_plot import assign_styles
 from lightning_al.report.runs import Query
-from lightning_al.run_folder import Record
-from lightning_al.tracking import SHOWN_QUANTILES
+from lightning_al.storage.cycles_table import Record
+from lightning_al.tracking.trackers import SHOWN_QUANTILES
 
 Chart = dict[str, Any]
 

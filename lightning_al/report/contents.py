@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lightning_al.comparison import Comparison, format_p_value
-from lightning_al.learning_curves import mean_and_sd
+from lightning_al.analysis.comparison import Comparison, format_p_value
+from lightning_al.analysis.learning_curves import mean_and_sd
 from lightning_al.report import charts
 from lightning_al.report.charts import Chart
 from lightning_al.report.groups import Group
 from lightning_al.report.runs import Query, ReportedRun
-from lightning_al.run_folder import show
-from lightning_al.run_summary import SECONDS, metrics_of
+from lightning_al.report.tables import show
+from lightning_al.storage.cycles_table import SECONDS, metrics_of
 
 MEDIA_BYTES = 3_500_000  # of a page, a third more as text, beside Plotly's 5 MB
 MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav"}

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_al.comparison import Comparison
-from lightning_al.learning_curves import read_curves
+from lightning_al.analysis.comparison import Comparison
+from lightning_al.analysis.learning_curves import read_curves
 from lightning_al.report.runs import ReportedRun
-from lightning_al.run_folder import FREE_SETTINGS, RunRefusedError, flatten, is_free
-from lightning_al.run_summary import metrics_of
+from lightning_al.storage.cycles_table import metrics_of
+from lightning_al.storage.run_folder import RunRefusedError
+from lightning_al.storage.settings import FREE_SETTINGS, flatten, is_free
 
 SEEDS = ("seed_everything", "data.seed")
 MOST_NAMED = 3  # settings that tell groups of one name apart

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-from lightning_al.comparison import Comparison
+from lightning_al.analysis.comparison import Comparison
 from lightning_al.report import charts
 from lightning_al.report.contents import cards, comparison_table, describe_runs
 from lightning_al.report.groups import Group

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_al.comparison import Comparison
-from lightning_al.figures import draw_comparison
+from lightning_al.analysis.comparison import Comparison
 from lightning_al.report.charts import CLASS_COLORS, SIDES, boxes_of, classes_of, is_wide
+from lightning_al.report.curve_plot import draw_comparison
 from lightning_al.report.groups import Group
 from lightning_al.report.runs import Query
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lightning_al.launch import MARKER
-from lightning_al.outcome import QUANTILES
-from lightning_al.pool import Labeling, Pool
-from lightning_al.run_folder import Record, RunFolder, RunRefusedError, read_table
-from lightning_al.tracking import ENVIRONMENTS
+from lightning_al.cli.child_runs import MARKER
+from lightning_al.data.pool import Labeling, Pool
+from lightning_al.storage.cycles_table import Record, read_table
+from lightning_al.storage.run_folder import RunFolder, RunRefusedError
+from lightning_al.tracking.cycle_tracker import ENVIRONMENTS
+from lightning_al.tracking.query_summary import QUANTILES
 
 NAMED = re.compile(r"(.+)-seed-\d+")  # the folders of a comparison
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.dropout import check_dropout, check_passes, dropout_passes
-from lightning_al.query import Context, Query
-from lightning_al.seeding import Stream
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
+from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import Stream
 
 
 class BatchBALDAcquisition(Acquisition):

@@ -11,11 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.functional.disagreement import bald
-from lightning_al.query import Context
-from lightning_al.weight_sets import Weights, copy_weights, placed, weight_passes
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context
+from lightning_al.formulas.disagreement import bald
+from lightning_al.model.predictor import Predictor
+from lightning_al.model.weight_swap import Weights, copy_weights, placed, weight_passes
 
 TOO_SHORT = (
     "`CheckpointEnsembleAcquisition` compares the weights of at least 2 epochs of one fit, but {}. Train for longer "

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.model.predictor import Predictor
 
 
 class MarginAcquisition(Acquisition):

@@ -11,28 +11,26 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Output, Predictor
-from lightning_al.backends import Method
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
 from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
-from lightning_al.functional.noise_stability import (
+from lightning_al.model.output import Output
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import Stream
+from lightning_al.perturbation.backend_choice import Method
+from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense
+from lightning_al.perturbation.deviations import (
     EVEN,
     ODD,
     SCORE,
     Norm,
-    Passes,
-    SeededPasses,
-    check_options,
     deviation_sizes,
     deviation_vectors,
-    find_scorer,
     ranking_rows,
 )
-from lightning_al.noise import Distribution, Noise, Scope
-from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense
 from lightning_al.perturbation.directions import Directions
-from lightning_al.query import Context, Query
-from lightning_al.seeding import Stream
+from lightning_al.perturbation.noise import Distribution, Noise, Scope
+from lightning_al.perturbation.score import Passes, SeededPasses, check_options, find_scorer
 
 Selection = Literal["topk", "k-center", "kmeans++", "lcmd", "power"]
 

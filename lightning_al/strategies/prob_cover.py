@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.features import Features
-from lightning_al.query import Context, Query
-from lightning_al.seeding import Stream, derive_seed
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
+from lightning_al.model.features import Features
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import Stream, derive_seed
 
 
 class ProbCoverAcquisition(Acquisition):

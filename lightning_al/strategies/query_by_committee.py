@@ -13,14 +13,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.committee import copy_untrained, read_member, train_member
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
+from lightning_al.formulas.disagreement import bald, predictive_entropy, vote_entropy
 from lightning_al.functional import top_k
-from lightning_al.functional.disagreement import bald, predictive_entropy, vote_entropy
-from lightning_al.query import Context, Query
-from lightning_al.seeding import Stream
-from lightning_al.weight_sets import placed, weight_passes, weights_of
+from lightning_al.model.committee import copy_untrained, read_member, train_member
+from lightning_al.model.predictor import Predictor
+from lightning_al.model.weight_swap import placed, weight_passes, weights_of
+from lightning_al.numerics.seeding import Stream
 
 Disagreement = Literal["vote_entropy", "consensus_entropy", "kl_divergence"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.query import Query
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Query
+from lightning_al.model.predictor import Predictor
 
 
 class RandomAcquisition(Acquisition):

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.query import Context, Query
-from lightning_al.seeding import make_generator
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import make_generator
 from lightning_al.wrappers.wrapper import AcquisitionFactory, make_acquisition, with_own_seed
 
 

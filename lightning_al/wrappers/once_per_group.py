@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_al.query import Query
+from lightning_al.acquisition.query import Query
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 

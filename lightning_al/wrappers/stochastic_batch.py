@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.query import Context, Query
+from lightning_al.acquisition.query import Context, Query
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 Noise = Literal["power", "boltzmann", "soft_rank"]

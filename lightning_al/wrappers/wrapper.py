@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_al.acquisition import Acquisition
-from lightning_al.adapters import Predictor
-from lightning_al.query import Context, Query
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query import Context, Query
+from lightning_al.model.predictor import Predictor
 
 AcquisitionFactory: TypeAlias = Callable[[int | float], Acquisition]
 """An acquisition class, or a `functools.partial` of one; called with the query size."""

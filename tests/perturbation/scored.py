@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_al.adapters import Predictor
-from lightning_al.noise import Noise
+from lightning_al.model.predictor import Predictor
 from lightning_al.perturbation.closed_form import ClosedForm
+from lightning_al.perturbation.noise import Noise
 from tests.snapshot import module_picture
 
 EXACT = 1e-9  # relative

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from lightning_al import progress
-from lightning_al.adapters import Predictor
-from lightning_al.noise import Noise
+from lightning_al.model.predictor import Predictor
 from lightning_al.perturbation.closed_form import ClosedForm
-from lightning_al.progress import Bar
+from lightning_al.perturbation.noise import Noise
+from lightning_al.scoring import progress
+from lightning_al.scoring.progress import Bar
 from tests.perturbation.jacobian_twin import VARIANCE, names_of, sample_jacobians, step_variances, twin
 from tests.perturbation.networks import NETWORKS, POINTS, made, mlp, normal
 from tests.perturbation.scored import assert_exact, closed_form, flags, picture_of, scores_of

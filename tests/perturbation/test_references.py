@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_al.noise import Noise
+from lightning_al.perturbation.noise import Noise
 from tests.perturbation.networks import made, normal, tokens
 from tests.perturbation.scored import assert_exact, closed_form, parts_of, scores_of
 

@@ -3,8 +3,8 @@ import base64
 import numpy as np
 import pytest
 
-from lightning_al.comparison import Comparison
-from lightning_al.learning_curves import read_curves
+from lightning_al.analysis.comparison import Comparison
+from lightning_al.analysis.learning_curves import read_curves
 from lightning_al.report import charts
 from lightning_al.report.runs import Query
 from tests.report.runs import written_run

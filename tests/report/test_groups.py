@@ -2,7 +2,7 @@ import pytest
 
 from lightning_al.report.groups import choose_metric, compare_groups, group_runs
 from lightning_al.report.runs import find_runs
-from lightning_al.run_folder import RunRefusedError
+from lightning_al.storage.run_folder import RunRefusedError
 from tests.report.runs import written_run
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_al import EntropyAcquisition, Pool
 from lightning_al.report.runs import find_runs
-from lightning_al.run_folder import RunRefusedError
+from lightning_al.storage.run_folder import RunRefusedError
 from tests.report.runs import real_run, written_run
 
 

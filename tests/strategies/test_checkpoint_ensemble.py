@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from torch_uncertainty.routines import ClassificationRoutine
 
 from lightning_al import ActiveLearningDataModule, EntropyAcquisition, run_cycles
-from lightning_al.seeding import seeded
+from lightning_al.numerics.seeding import seeded
 from lightning_al.strategies.checkpoint_ensemble import CheckpointEnsembleAcquisition
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import make_trainer

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule
-from lightning_al.dropout import dropout
-from lightning_al.seeding import Stream, make_generator, seeded
+from lightning_al.model.dropout import dropout
+from lightning_al.numerics.seeding import Stream, make_generator, seeded
 from lightning_al.strategies import (
     BALDAcquisition,
     BatchBALDAcquisition,

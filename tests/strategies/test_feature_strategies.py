@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, functional
-from lightning_al.seeding import Stream, derive_seed, make_generator, seeded
+from lightning_al.numerics.seeding import Stream, derive_seed, make_generator, seeded
 from lightning_al.strategies import BADGEAcquisition, CoreSetAcquisition, ProbCoverAcquisition, TypiClustAcquisition
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import make_trainer

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, Query, functional, run_cycles
-from lightning_al.functional.noise_stability import EVEN, ODD, SCORE
-from lightning_al.perturb import FiniteDifferences
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.perturbation.deviations import EVEN, ODD, SCORE
+from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.digits import LABELED, DigitsClassifier, digits, fit, make_data
 from tests.noise_stability_twin import twin

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, functional
+from lightning_al.numerics.seeding import Stream, make_generator
 from lightning_al.perturbation.closed_form import ClosedForm
-from lightning_al.progress import Bar
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.scoring.progress import Bar
 from lightning_al.strategies import noise_stability as implementation
 from lightning_al.testing import ToyClassifier
 from tests.digits import LABELED, digits, fit, make_data

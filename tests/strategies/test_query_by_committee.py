@@ -13,11 +13,11 @@ from torch.utils.data import TensorDataset
 from torch_uncertainty.routines import ClassificationRoutine
 
 from lightning_al import ActiveLearningDataModule, EntropyAcquisition, run_cycles
-from lightning_al.query import Query
-from lightning_al.seeding import make_generator, seeded
+from lightning_al.acquisition.query import Query
+from lightning_al.model.weight_swap import copy_weights
+from lightning_al.numerics.seeding import make_generator, seeded
 from lightning_al.strategies.query_by_committee import QueryByCommitteeAcquisition
 from lightning_al.testing import ToyClassifier, ToyDataset
-from lightning_al.weight_sets import copy_weights
 from tests.runs import make_trainer
 
 DISAGREEMENTS = ["vote_entropy", "consensus_entropy", "kl_divergence"]

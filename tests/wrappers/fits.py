@@ -3,7 +3,7 @@
 from unittest import mock
 
 from lightning_al import ActiveLearningDataModule
-from lightning_al.seeding import Stream, make_generator, seeded
+from lightning_al.numerics.seeding import Stream, make_generator, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import make_trainer
 

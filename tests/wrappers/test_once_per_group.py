@@ -22,7 +22,7 @@ from lightning_al import (
     StochasticBatch,
 )
 from lightning_al.functional import k_center
-from lightning_al.seeding import make_generator
+from lightning_al.numerics.seeding import make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.wrappers.fits import alone, fit, picks_of
 

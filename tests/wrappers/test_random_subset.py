@@ -14,9 +14,9 @@ from lightning_al import (
     RandomSubset,
     StochasticBatch,
 )
-from lightning_al.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import Stream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
-from tests.functional.draws import assert_frequencies
+from tests.formulas.draws import assert_frequencies
 from tests.wrappers.fits import alone, fit, picks_of
 
 

@@ -15,7 +15,7 @@ from lightning_al import (
     RandomAcquisition,
     StochasticBatch,
 )
-from lightning_al.functional.ranking import boltzmann, power, soft_rank
+from lightning_al.formulas.ranking import boltzmann, power, soft_rank
 from lightning_al.strategies.bald import BALDAcquisition
 from tests.wrappers.fits import alone, fit, picks_of, selection_generator
 

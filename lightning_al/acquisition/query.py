@@ -1,0 +1,87 @@
+"""What a strategy is told: once per cycle, and when it selects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al.model.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may look at once per cycle, before it measures.
+
+    Attributes:
+        predictor: The clone of the model, as a function from a batch to outputs (B, C, *positions).
+        batch: The first candidates, on the device; the same on every process.
+        seed: The strategy's seed, or the datamodule's.
+        cycle: The number of this cycle.
+        candidates: How many samples there are to choose from.
+        budget: How many of them will be picked.
+
+    """
+
+    predictor: Predictor
+    batch: Any
+    seed: int
+    cycle: int
+    candidates: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a strategy selects from.
+
+    Attributes:
+        pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index. On several
+            processes, a strategy with a `shortlist` gets those candidates only that are on one.
+        indices: N dataset indices.
+        budget: How many to pick, at least 1 and below N.
+        generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
+        labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
+        scores: Scores of all candidates, on a shortlist or not, in any order; None where rows have none.
+
+    """
+
+    pool: Tensor
+    indices: Sequence[int]
+    budget: int
+    generator: torch.Generator
+    labeled: Tensor | None = None
+    scores: Tensor | None = None
+
+    def pick(self, rows: Tensor) -> list[int]:
+        """Return the dataset indices of rows of `pool`."""
+        return [self.indices[row] for row in rows.tolist()]
+
+    def scores_of(self, picks: Sequence[int], scores: Tensor) -> list[float]:
+        """Return the scores of some candidates, given those of the rows of `pool`."""
+        row_of = {index: row for row, index in enumerate(self.indices)}
+        return [float(scores[row_of[index]]) for index in picks]
+
+    def without(self, picks: Sequence[int], budget: int, others: Sequence[int] = ()) -> "Query":
+        """Return what is left to select from after some picks, which count as labeled.
+
+        Args:
+            picks: Dataset indices that were picked.
+            budget: How many to pick of the others.
+            others: Dataset indices that may not be picked any more.
+
+        Returns:
+            A query without these candidates.
+
+        """
+        picked, gone = set(picks), {*picks, *others}
+        stay = torch.tensor([index not in gone for index in self.indices], dtype=torch.bool)
+        taken = self.pool[torch.tensor([index in picked for index in self.indices], dtype=torch.bool)]
+        return replace(
+            self,
+            pool=self.pool[stay],
+            indices=[index for index in self.indices if index not in gone],
+            budget=budget,
+            labeled=None if self.labeled is None else torch.cat([self.labeled, taken]),
+        )

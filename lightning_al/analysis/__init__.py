@@ -1,0 +1,1 @@
+"""Numbers about finished runs: learning curves, paired tests, comparisons."""

@@ -1,0 +1,46 @@
+"""The command `lightning-al`."""
+
+import logging
+import os
+import sys
+import warnings
+
+from lightning.pytorch.cli import ArgsType
+
+from lightning_al.cli.fit import EPILOG, ActiveLearningCLI
+from lightning_al.storage.run_folder import RunRefusedError
+
+
+class _Once(logging.Filter):
+    """Let each message of Lightning pass once: every cycle has a trainer, and each reports the hardware again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.seen
+        self.seen.add(message)
+        return new
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; the working directory comes first on the import path, for the user's own classes."""
+    if args is None and sys.argv[1:2] == ["compare"]:  # it only starts `fit`s, so LightningCLI has no say in it
+        from lightning_al.cli.compare import main as compare
+
+        sys.exit(compare(sys.argv[2:]))
+    if args is None and sys.argv[1:2] == ["report"]:
+        from lightning_al.cli.report import main as report
+
+        sys.exit(report(sys.argv[2:]))
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
+    # Lightning's own use of torch, on which a user of this command has no influence
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+    try:
+        ActiveLearningCLI(args=args, parser_kwargs={"epilog": EPILOG})
+    except RunRefusedError as refusal:  # a sentence for a person; a traceback would bury it
+        sys.exit(f"lightning-al: {refusal}")

@@ -1,0 +1,194 @@
+"""All cycles: the for loop around fit and test, what a cycle starts from, and the run folder."""
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_al.acquisition.contract import Acquisition
+from lightning_al.cycles.reset import Reset, ResetPolicy
+from lightning_al.cycles.run_settings import _check_pool_file, _settings
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.model.checkpoint import load_weights
+from lightning_al.numerics.seeding import Stream, derive_seed
+from lightning_al.storage.cycles_table import Record
+from lightning_al.storage.run_folder import RunFolder
+from lightning_al.tracking.console import format_cycle, format_table
+from lightning_al.tracking.cycle_tracker import Tracker
+
+
+def run_cycles(
+    make: Callable[[int], tuple[Trainer, LightningModule]],
+    datamodule: ActiveLearningDataModule,
+    *,
+    cycles: int,
+    reset: Reset = "scratch",
+    pretrained: str | os.PathLike[str] | None = None,
+    shrink: float = 0.5,
+    perturb: float = 0.1,
+    ckpt: Literal["last", "best"] = "last",
+    shown: int = 32,
+    target: Mapping[str, float] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    config: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
+) -> list[Record]:
+    r"""Run active-learning cycles: fit, query at fit end, test; each with a fresh trainer, model and callbacks.
+
+    A second `fit` of a used trainer trains nothing, and a used `EarlyStopping` or `ModelCheckpoint` remembers the
+    cycle before, so everything but the pool and the loggers is made anew. A run folder that holds a pool is
+    continued: finished cycles are not repeated, and no label is asked for twice.
+
+    Args:
+        make: Returns a fresh trainer, with one acquisition callback, and a fresh model for a cycle (0, 1, ...). Global
+            seeds are set from (`datamodule.seed`, cycle) before. Give every trainer the same loggers to see one run.
+            Without `run_dir` or `config` it is called once more at the start, to ask the trainer.
+        datamodule: Its pool is kept in `pool.json` of the run folder.
+        cycles: How many cycles the run has in all, at least 1.
+        reset: What a cycle starts from: `"scratch"`, the fresh model; `"warm"`, the weights of the cycle before;
+            `"pretrained"`, those of a checkpoint; `"shrink_perturb"`, `shrink` times the weights of the cycle before
+            plus `perturb` times the fresh ones.
+        pretrained: The checkpoint of `reset="pretrained"`.
+        shrink: Factor of the old weights, in [0, 1].
+        perturb: Factor of the fresh weights, in [0, 1].
+        ckpt: Which weights score, are tested and passed on: those of the last step, or `ModelCheckpoint`'s best.
+        shown: How many picks of each cycle are kept for a person to look at, as pictures, sounds or texts, in the run
+            folder and in the tables of Weights & Biases.
+        target: Values of test metrics, such as `{"test/accuracy": 0.9}`; what they cost in labels is reported.
+        run_dir: The run folder; by default the trainer's `default_root_dir`.
+        overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
+        config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
+            of the acquisition, the split and the reset.
+        free: Dotted names of settings in `config` that may change.
+
+    Returns:
+        One record per cycle, as in `cycles.csv`: `cycle, labeled, queried`, test metrics, `fit_seconds,
+        score_seconds, select_seconds`.
+
+    Raises:
+        ValueError: If an argument is out of range, the run folder holds a run with another configuration, or the
+            datamodule the labels of another run.
+        MisconfigurationException: If a trainer has no acquisition callback.
+
+    Example:
+        >>> from lightning_al import RandomAcquisition
+        >>> from lightning_al.testing import ToyClassifier, ToyDataset
+        >>> def make(cycle):
+        ...     trainer = Trainer(
+        ...         max_epochs=1, callbacks=[RandomAcquisition(5)], logger=False, enable_checkpointing=False,
+        ...         enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        ...     )
+        ...     return trainer, ToyClassifier()
+        >>> data = ActiveLearningDataModule(ToyDataset(), initial_size=10, test_dataset=ToyDataset(seed=1))
+        >>> folder = getfixture("tmp_path")
+        >>> [record["labeled"] for record in run_cycles(make, data, cycles=3, run_dir=folder)]
+        [10, 15, 20]
+
+    References:
+        Shrink and perturb: Ash and Adams, On Warm-Starting Neural Network Training (2020).
+
+    """
+    _check_arguments(cycles, ckpt, shown)
+    policy = ResetPolicy(reset, pretrained, shrink, perturb)
+    if run_dir is None or config is None:  # ask a trainer; it goes unused
+        example, _ = make(0)
+        run_dir = example.default_root_dir if run_dir is None else run_dir
+        config = _settings(_acquisition_of(example), datamodule, policy, ckpt) if config is None else config
+    folder = RunFolder(Path(run_dir))
+    _check_pool_file(datamodule, folder, overwrite)
+    # `overwrite` does not look into the folder, which another process may be about to set aside
+    records = [] if overwrite else folder.read_records()
+    datamodule.pool_file = folder.pool_file
+    if not overwrite:
+        folder.check_config(config, free, finished=len(records))
+        datamodule.reload_pool()
+    tracker = Tracker(folder, config, target or {})
+    for cycle in range(len(records), cycles):
+        if records and not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
+            rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
+            break
+        seed_everything(derive_seed(Stream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
+        trainer, model = make(cycle)
+        acquisition = _acquisition_of(trainer)
+        acquisition.ckpt, acquisition.shown = ckpt, shown
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            datamodule.pool_file = None  # a trial of one cycle leaves no trace
+            return [_run_cycle(trainer, model, datamodule, cycle, "last")]
+        if overwrite and cycle == 0:
+            folder.set_aside()
+        folder.keep_config(config)
+        acquisition.picked_folder = folder.picked(cycle)
+        _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
+        policy.apply(model, folder.weights(cycle - 1) if cycle else None)
+        datamodule.begin_cycle(cycle)
+        tracker.begin_cycle(trainer, cycle)
+        records.append(_run_cycle(trainer, model, datamodule, cycle, ckpt))
+        if policy.needs_previous:
+            folder.write_weights(cycle, model)
+            trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
+        folder.write_records(records)
+        tracker.end_cycle(trainer, records)
+        rank_zero_info(format_cycle(records[-1]))
+    datamodule.begin_cycle(None)
+    rank_zero_info("\n".join(["", format_table(records), *tracker.told_of_targets(records)]))
+    return records
+
+
+def _check_arguments(cycles: int, ckpt: str, shown: int) -> None:
+    if cycles < 1:
+        raise ValueError(f"`run_cycles(cycles={cycles})`: at least one cycle is needed.")
+    if ckpt not in ("last", "best"):
+        raise ValueError(f"`run_cycles(ckpt={ckpt!r})`: expected 'last' or 'best'.")
+    if shown < 0:
+        raise ValueError(f"`run_cycles(shown={shown})`: expected a number of samples, 0 for none.")
+
+
+def _run_cycle(
+    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, ckpt: str
+) -> Record:
+    begun = time.perf_counter()
+    trainer.fit(model, datamodule)
+    fit_seconds = time.perf_counter() - begun
+    datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
+    if ckpt == "best":
+        load_weights(model, getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    metrics: Mapping[str, float] = {}
+    if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
+        metrics = trainer.test(model, datamodule=datamodule, verbose=False)[0]
+    labelings = datamodule.pool.history
+    query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None
+    seconds = query.seconds if query else {}
+    score_seconds, select_seconds = seconds.get("score", 0.0), seconds.get("select", 0.0)
+    return {
+        "cycle": cycle,
+        "labeled": len(datamodule.pool.labeled_by(cycle)),
+        "queried": len(query.indices) if query else 0,
+        **{name: float(value) for name, value in metrics.items()},
+        "fit_seconds": max(fit_seconds - score_seconds - select_seconds, 0.0),
+        "score_seconds": score_seconds,
+        "select_seconds": select_seconds,
+    }
+
+
+def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder)
+
+
+def _acquisition_of(trainer: Trainer) -> Acquisition:
+    found = [callback for callback in trainer.callbacks if isinstance(callback, Acquisition)]  # type: ignore[attr-defined]
+    if len(found) != 1:
+        raise MisconfigurationException(
+            f"`run_cycles(make=...)`: expected trainers with one acquisition callback, got {len(found)}. Add one, "
+            "as in `Trainer(callbacks=[NoiseStabilityAcquisition(query_size=500)])`."
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""Which samples are labeled, and the loaders over both parts."""

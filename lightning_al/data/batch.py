@@ -1,0 +1,174 @@
+"""What a batch and a sample look like: inputs, labels, rows, and how they are passed to `forward`."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+INPUT_KEYS = ("x", "input", "inputs", "image", "images", "img", "pixel_values", "input_ids", "features", "data")
+
+
+OUTPUT_KEYS = ("logits", "out", "pred", "preds", "prediction", "predictions", "output", "outputs", "y_hat")
+
+
+WHOLE_BATCH = ("batch", "sample", "samples")  # a parameter of this name takes the batch as it is
+
+
+THREE_WAYS_OUT = (
+    "Three ways out: (1) define `acquisition_step(self, batch)` in the LightningModule, returning one row of raw "
+    "outputs (logits) per sample; (2) let `predict_step` return them; (3) let `forward` take the batch's inputs and "
+    "return them as a tensor (B, C), (B, C, H, W), (B, C, D, H, W), (B, T, C) or (B,), alone, first in a tuple, or "
+    f"under one of the keys {', '.join(OUTPUT_KEYS)}."
+)
+
+
+def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Find what to pass to `module.forward`, leaving the labels out.
+
+    Args:
+        module: The module whose `forward` will be called.
+        batch: A tensor, (inputs, targets), a mapping, or nested ones.
+
+    Returns:
+        Positional and keyword arguments.
+
+    Raises:
+        TypeError: If the batch does not fit the signature of `forward`, with three ways out.
+
+    """
+    parameters = [
+        parameter
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    if isinstance(batch, Mapping):
+        return _from_mapping(module, batch, parameters)
+    if isinstance(batch, Tensor) or not isinstance(batch, (list, tuple)):
+        return (batch,), {}
+    if parameters and parameters[0].name in WHOLE_BATCH:
+        return (batch,), {}
+    required = _required(parameters)
+    if len(batch) == 0:
+        raise TypeError(f"An empty {type(batch).__name__} came as a batch. {THREE_WAYS_OUT}")
+    inputs = batch[0]
+    if isinstance(inputs, Mapping) and (len(required) <= 1 or set(required) <= set(inputs)):
+        return _from_mapping(module, inputs, parameters)
+    if len(required) <= 1:
+        return (inputs,), {}
+    if isinstance(inputs, (list, tuple)) and len(inputs) >= len(required):
+        return tuple(inputs[: len(required)]), {}
+    if len(batch) >= len(required):  # forward takes the targets too, as in teacher forcing
+        return tuple(batch[: len(required)]), {}
+    raise TypeError(
+        f"`{type(module).__name__}.forward` needs {required}, but the batch is a {describe(batch)}. {THREE_WAYS_OUT}"
+    )
+
+
+def _required(parameters: list[inspect.Parameter]) -> list[str]:
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+
+def _from_mapping(
+    module: nn.Module, batch: Mapping[str, Any], parameters: list[inspect.Parameter]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    required = _required(parameters)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    named = {parameter.name: inputs[parameter.name] for parameter in parameters if parameter.name in inputs}
+    if named:  # forward may take the targets too, as in teacher forcing
+        named.update({name: batch[name] for name in required if name in batch})
+    if (named or takes_any) and set(required) <= set(named):
+        return (), {**inputs, **named} if takes_any else named
+    if parameters and parameters[0].name in WHOLE_BATCH:
+        return (batch,), {}
+    known = [key for key in INPUT_KEYS if key in inputs] or list(inputs)
+    if len(known) == 1 and len(required) <= 1:
+        return (inputs[known[0]],), {}
+    raise TypeError(
+        f"Cannot tell which entry of {describe(batch)} is the input of `{type(module).__name__}.forward"
+        f"({', '.join(parameter.name for parameter in parameters)})`. {THREE_WAYS_OUT}"
+    )
+
+
+def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
+    """Return a batch of some of the samples of another.
+
+    Args:
+        batch: Nested containers of tensors; those with `size` rows are taken to have one per sample, others are kept.
+        rows: (n,) positions in the batch, on its device.
+        size: Number of samples in `batch`.
+
+    Returns:
+        A batch of the same form.
+
+    """
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == size else tensor
+
+    return apply_to_collection(batch, Tensor, take)
+
+
+def label_of(sample: Any) -> int:
+    """Return the class of one sample of a dataset.
+
+    Args:
+        sample: (input, label, ...) or a mapping with a usual key (`label`, `target`, `y`, ...).
+
+    Returns:
+        The class as an integer.
+
+    Raises:
+        ValueError: If there is no scalar label.
+
+    """
+    label: Any = None
+    if isinstance(sample, Mapping):
+        label = next((sample[key] for key in LABEL_KEYS if key in sample), None)
+    elif isinstance(sample, Sequence) and not isinstance(sample, str):
+        # the first scalar behind the input: neither a second input nor an index at the end
+        scalars = (entry for entry in sample[1:] if math.prod(getattr(entry, "shape", ())) == 1)
+        label = next(scalars, None)
+    if math.prod(getattr(label, "shape", (0,))) == 1:  # of NumPy or torch
+        label = label.item()
+    if not isinstance(label, (int, float)) or int(label) != label:
+        raise ValueError(
+            f"Found no class label in {describe(sample)}: expected (input, label) or one of the keys "
+            f"{', '.join(LABEL_KEYS)}. Pass explicit indices as `initial_size`, or leave `balanced_start` off."
+        )
+    return int(label)
+
+
+def describe(value: Any) -> str:
+    """Describe the type and shape of a batch or an output for an error message."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key}: {describe(entry)}" for key, entry in list(value.items())[:8])
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(describe(entry) for entry in value[:4])})"
+    return type(value).__name__
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested containers, those of Hugging Face's and Lightning's making included."""
+    # torch's pytree would not look into mappings of other makes
+    tensors: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:  # and hand it back: not every container can hold something else
+        tensors.append(tensor)
+        return tensor
+
+    apply_to_collection(tree, Tensor, note, allow_frozen=True)
+    return tensors

@@ -1,0 +1,255 @@
+"""Loaders over a part of the data that keep the options of the user's own loader."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+CARRIED_OPTIONS = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+
+
+class PoolBatch(NamedTuple):
+    """A batch of the pool together with the dataset index of each of its samples."""
+
+    indices: list[int]
+    batch: Any
+
+
+class PoolView(Dataset[tuple[int, Any]]):
+    """Some samples of a dataset, each with its dataset index.
+
+    Args:
+        dataset: Any map-style dataset; it is asked for plain Python integers only.
+        indices: Dataset indices to show, in this order.
+
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        index = int(self.indices[position])
+        return index, self.dataset[index]
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[int, Any]]:
+        """Read several samples at once, which datasets such as Hugging Face's do much faster."""
+        indices = [int(self.indices[position]) for position in positions]
+        if callable(getattr(self.dataset, "__getitems__", None)):
+            return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
+        return [(index, self.dataset[index]) for index in indices]
+
+
+@dataclass(frozen=True)
+class CollateWithIndices:
+    """A collate function for `PoolView` around the user's own one; a class, so that workers can pickle it."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[tuple[int, Any]]) -> PoolBatch:
+        """Collate samples as the user would, and keep their indices beside them."""
+        return PoolBatch([index for index, _ in items], self.collate([sample for _, sample in items]))
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """The batches of one rank: whole batches are dealt out, without padding and without a shuffle.
+
+    A batch has the same samples on any number of processes. Kernels may round differently for another batch size,
+    so this is what makes scores, and with them the picks, bit-identical however many processes share the work.
+
+    Args:
+        size: Number of samples over all ranks.
+        batch_size: Samples per batch; the last batch may be smaller.
+        rank: This process.
+        world_size: Number of processes.
+
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.starts = range(rank * batch_size, size, world_size * batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self.starts:
+            yield list(range(start, min(start + self.batch_size, self.size)))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def check_loader(loader: Any, source: str) -> DataLoader[Any]:
+    """Return a training loader if its samples have indices.
+
+    Args:
+        loader: What a datamodule's `train_dataloader()` gave.
+        source: Where it came from, for the message.
+
+    Returns:
+        The loader.
+
+    Raises:
+        TypeError: If it is not one `DataLoader`, or its dataset is a stream.
+        MisconfigurationException: If its sampler keeps a part of the dataset out of training.
+
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        found = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
+        raise TypeError(
+            f"`{source}` gave a {found}; expected one DataLoader over a map-style dataset, whose samples have "
+            "indices. Join several datasets with `ConcatDataset`; materialize a stream."
+        )
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if isinstance(sampler, SubsetRandomSampler) and len(sampler) < size:  # the rest may well be the validation data
+        raise MisconfigurationException(
+            f"`{source}` draws from {len(sampler)} of {size} samples with a SubsetRandomSampler, but the whole dataset "
+            "would become the pool. Use `DataLoader(Subset(dataset, indices), shuffle=True)` instead."
+        )
+    return loader
+
+
+def first_loader(loaders: Any) -> DataLoader[Any] | None:
+    """Return the first loader of what an evaluation hook gave, or None if there is none that collates samples."""
+    while isinstance(loaders, (list, tuple)) and loaders:
+        loaders = loaders[0]
+    return loaders if isinstance(loaders, DataLoader) and loaders.batch_sampler is not None else None
+
+
+def labeled_loader(
+    wrapped: DataLoader[Any], indices: list[int], batch_size: int | None, num_workers: int | None
+) -> DataLoader[Any]:
+    """Make a training loader over some samples of the dataset of another loader.
+
+    Args:
+        wrapped: The user's training loader.
+        indices: Dataset indices of the labeled part.
+        batch_size: Samples per batch; None for that of `wrapped`.
+        num_workers: Worker processes; None for those of `wrapped`.
+
+    Returns:
+        A loader with the options of `wrapped`. It shuffles unless `wrapped` is sequential; an incomplete last batch
+        is kept, whatever `wrapped` says, while it is the only one.
+
+    """
+    labeled = Subset(wrapped.dataset, indices)
+    size = resolve_batch_size(wrapped, batch_size)
+    options = {**_carried_options(wrapped, num_workers), "drop_last": wrapped.drop_last and len(indices) >= size}
+    if isinstance(wrapped.sampler, DistributedSampler):
+        theirs = wrapped.sampler
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            labeled, theirs.num_replicas, theirs.rank, theirs.shuffle, theirs.seed, theirs.drop_last
+        )
+        return DataLoader(labeled, size, sampler=sampler, **options)
+    sequential = isinstance(wrapped.sampler, SequentialSampler)
+    if not sequential and not _is_plain_shuffle(wrapped.sampler):
+        rank_zero_warn(
+            f"The training loader's {type(wrapped.sampler).__name__} draws from the whole dataset, so the labeled part "
+            "is shuffled uniformly instead. Weigh classes in the loss if that matters."
+        )
+    # with a batch sampler of the user's own, the loader's sampler says nothing: torch puts a sequential one there
+    shuffle = wrapped.batch_size is None or not sequential
+    return DataLoader(labeled, size, shuffle=shuffle, generator=wrapped.generator, **options)
+
+
+def _is_plain_shuffle(sampler: Any) -> bool:
+    if not isinstance(sampler, RandomSampler) or sampler.replacement:
+        return False
+    return sampler.num_samples == len(sampler.data_source)
+
+
+def pool_loader(
+    view: PoolView,
+    wrapped: DataLoader[Any],
+    collate_fn: Callable[[list[Any]], Any],
+    batch_size: int | None,
+    num_workers: int | None,
+    rank: int,
+    world_size: int,
+    pinned: bool = False,
+) -> DataLoader[PoolBatch]:
+    """Make one process's loader over samples with their indices: never shuffled, never padded.
+
+    Args:
+        view: The samples to show.
+        wrapped: The user's training loader.
+        collate_fn: The user's collate function for evaluation.
+        batch_size: Samples per batch; None for that of `wrapped`.
+        num_workers: Worker processes; None for those of `wrapped`.
+        rank: This process.
+        world_size: Number of processes.
+        pinned: Pin the batches in memory even if `wrapped` does not, so that a GPU fetches them while it computes.
+
+    Returns:
+        A loader of `PoolBatch(indices, batch)`.
+
+    """
+    sampler = ShardedBatchSampler(len(view), resolve_batch_size(wrapped, batch_size), rank, world_size)
+    options = _carried_options(wrapped, num_workers)
+    options.update(collate_fn=CollateWithIndices(collate_fn), persistent_workers=False)  # it is read only once
+    options["pin_memory"] |= pinned
+    return DataLoader[Any](view, batch_sampler=sampler, **options)
+
+
+def share_of(loader: DataLoader[PoolBatch]) -> list[int]:
+    """Return the dataset indices that a process's pool loader will read, in order."""
+    view: Any = loader.dataset
+    return [int(view.indices[position]) for positions in loader.batch_sampler or () for position in positions]
+
+
+def resolve_batch_size(wrapped: DataLoader[Any], batch_size: int | None) -> int:
+    """Return `batch_size`, or that of the wrapped loader.
+
+    Raises:
+        MisconfigurationException: If neither says it, or the wrapped loader makes no batches.
+
+    """
+    if wrapped.batch_sampler is None:
+        raise MisconfigurationException(
+            "The training loader does not batch (`batch_size=None`), so an item of its "
+            f"{type(wrapped.dataset).__name__} is a whole batch. Give it single samples and a `batch_size`."
+        )
+    size = batch_size or wrapped.batch_size
+    if size is None:
+        raise MisconfigurationException(
+            f"The training loader batches by a {type(wrapped.batch_sampler).__name__} of its own, which covers the "
+            "whole dataset. Pass `ActiveLearningDataModule(batch_size=...)` to batch the labeled part."
+        )
+    return size
+
+
+def _carried_options(wrapped: DataLoader[Any], num_workers: int | None) -> dict[str, Any]:
+    options = {name: getattr(wrapped, name) for name in CARRIED_OPTIONS}
+    if num_workers is not None:
+        options["num_workers"] = num_workers
+    if options["num_workers"] == 0:  # DataLoader refuses options that only workers use
+        options.update(prefetch_factor=None, persistent_workers=False, multiprocessing_context=None, timeout=0)
+    return options

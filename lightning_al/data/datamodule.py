@@ -1,0 +1,298 @@
+"""The datamodule that splits any data into a labeled and an unlabeled part."""
+
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_al.data.dataloaders import (
+    TRANSFER_HOOKS,
+    PoolBatch,
+    PoolView,
+    check_loader,
+    first_loader,
+    labeled_loader,
+    pool_loader,
+)
+from lightning_al.data.datasets_module import DatasetsModule
+from lightning_al.data.evaluation_view import with_transforms_of
+from lightning_al.data.fingerprint import differing_samples, fingerprint
+from lightning_al.data.initial_labels import check_initial_size, draw_initial
+from lightning_al.data.pool import Pool
+from lightning_al.numerics.seeding import Stream, make_generator, seeded
+
+PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
+
+
+class ActiveLearningDataModule(LightningDataModule):
+    """Train on the labeled part of any data, and show the rest to an acquisition.
+
+    The wrapped datamodule or dataset is used as it is: its loaders' batch size, workers, collate function and
+    pinned memory carry over, and its validation, test and predict loaders pass through. An index always means a
+    position in the dataset of its `train_dataloader`. Attributes of your own are at `trainer.datamodule.datamodule`.
+
+    Pool samples are read with evaluation transforms: from `pool_dataset`; else from the training data with the
+    transforms of the validation data; else from the training data itself, with a warning if two reads differ.
+
+    Args:
+        datamodule_or_train_dataset: A `LightningDataModule`, or any map-style dataset.
+        initial_size: The first labeled part: a number of samples, a share of the dataset in (0, 1], or indices.
+        pool_dataset: The training samples under evaluation transforms, in the same order.
+        val_dataset: Validation data, where a dataset is wrapped.
+        test_dataset: Test data, where a dataset is wrapped.
+        batch_size: Samples per training batch; by default that of the wrapped loader, 32 for a dataset.
+        num_workers: Worker processes per loader; by default those of the wrapped loader, 0 for a dataset.
+        pool_batch_size: Samples per batch while scoring; by default the training batch size.
+        candidates: Score only this many unlabeled samples per cycle, drawn at random; by default all.
+        balanced_start: Draw the initial samples evenly from the classes (needs every label: for experiments).
+        seed: Seed of the initial draw, of the candidates, of `setup` (so that a `random_split` in it is the same
+            in every process) and of acquisitions that have no seed of their own.
+        pool_file: JSON file that keeps the pool; read if it exists, written after each labeling.
+
+    Raises:
+        TypeError: If the data is neither a datamodule nor a map-style dataset.
+        ValueError: If a size is out of range.
+
+    Cost: one 32-bit integer per sample; `setup` reads 12 samples, and every label if `balanced_start`.
+
+    Example:
+        >>> from lightning_al.testing import ToyDataset
+        >>> data = ActiveLearningDataModule(ToyDataset(), initial_size=10, batch_size=5)
+        >>> data.setup("fit")
+        >>> data.pool, len(data.train_dataloader()), data.candidate_indices()[:3]
+        (Pool(10 of 120 labeled, cycle 0), 2, array('q', [0, 1, 2]))
+
+    """
+
+    def __init__(
+        self,
+        datamodule_or_train_dataset: LightningDataModule | Dataset,  # type: ignore[type-arg]  # YAML needs a class
+        *,
+        initial_size: int | float | Sequence[int],
+        pool_dataset: Dataset | None = None,  # type: ignore[type-arg]
+        val_dataset: Dataset | None = None,  # type: ignore[type-arg]
+        test_dataset: Dataset | None = None,  # type: ignore[type-arg]
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        pool_batch_size: int | None = None,
+        candidates: int | None = None,
+        balanced_start: bool = False,
+        seed: int = 0,
+        pool_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"batch_size": batch_size, "pool_batch_size": pool_batch_size, "candidates": candidates}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"`ActiveLearningDataModule({name}={value})`: `{name}` must be at least 1.")
+        if isinstance(datamodule_or_train_dataset, LightningDataModule):
+            if val_dataset is not None or test_dataset is not None:
+                raise ValueError(
+                    "`ActiveLearningDataModule(val_dataset=..., test_dataset=...)` go with a training dataset; a "
+                    "LightningDataModule brings its own `val_dataloader` and `test_dataloader`."
+                )
+            self.datamodule: LightningDataModule = datamodule_or_train_dataset
+        else:
+            self.datamodule = DatasetsModule(datamodule_or_train_dataset, val_dataset, test_dataset)
+        self.initial_size = check_initial_size(initial_size)
+        self.pool_dataset = pool_dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.pool_batch_size = pool_batch_size
+        self.candidates = candidates
+        self.balanced_start = balanced_start
+        self.seed = seed
+        self.pool_file = None if pool_file is None else Path(pool_file)
+        for flag in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
+            setattr(self, flag, getattr(self.datamodule, flag))
+        for name in PASSED_THROUGH:
+            # Lightning acts on whether a datamodule overrides a hook, so only those that the user wrote may show
+            if is_overridden(name, self.datamodule):
+                setattr(self, name, getattr(self.datamodule, name))
+        self._pool: Pool | None = None
+        self._train_dataset: Any = None
+        self._evaluation_dataset: Any = None
+        self._cycle: int | None = None
+
+    @property
+    def pool(self) -> Pool:
+        """The labeled and unlabeled indices; there from `setup("fit")` on."""
+        if self._pool is None:
+            raise MisconfigurationException(
+                '`ActiveLearningDataModule.pool` is made in `setup("fit")`, when the size of the dataset is known: '
+                'call `trainer.fit`, or `prepare_data()` and `setup("fit")`, first.'
+            )
+        return self._pool
+
+    @property
+    def cycle(self) -> int:
+        """The cycle whose labels `train_dataloader` gives: the pool's, unless `begin_cycle` named another."""
+        return self.pool.cycle if self._cycle is None else self._cycle
+
+    def begin_cycle(self, cycle: int | None) -> None:
+        """Train on the labels of this cycle, even if later ones are there already; None follows the pool."""
+        self._cycle = cycle
+
+    def prepare_data(self) -> None:
+        """Let the wrapped datamodule download and prepare, on one process."""
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Set the wrapped datamodule up; before a fit, look at the training data and make or load the pool.
+
+        Args:
+            stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
+
+        Raises:
+            TypeError: If the training loader is not one map-style `DataLoader`.
+            ValueError: If the dataset differs from the one of an earlier cycle or of the pool file.
+
+        """
+        self.datamodule.trainer = self.trainer
+        with seeded(Stream.SETUP, self.seed):
+            self.datamodule.setup(stage)
+        if stage != "fit":
+            return
+        first_time = self._train_dataset is None
+        self._train_dataset = self._wrapped_loader().dataset
+        self._evaluation_dataset = self._make_evaluation_dataset()
+        if first_time:
+            self._warn_if_random()
+        self._refresh_pool()
+
+    def teardown(self, stage: str) -> None:
+        """Let the wrapped datamodule clean up."""
+        self.datamodule.teardown(stage)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Tell the wrapped datamodule that a stage failed."""
+        self.datamodule.on_exception(exception)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return a loader over the labeled part, with the options of the wrapped training loader."""
+        labeled = self.pool.labeled_by(self.cycle)
+        return labeled_loader(self._wrapped_loader(), labeled, self.batch_size, self.num_workers)
+
+    def candidate_indices(self) -> "array[int]":
+        """Return the unlabeled dataset indices that this cycle may pick from, ascending."""
+        unlabeled = self.pool.unlabeled
+        if self.candidates is None or self.candidates >= len(unlabeled):
+            return unlabeled
+        generator = make_generator(Stream.CANDIDATES, self.seed, self.pool.cycle)
+        rows = torch.randperm(len(unlabeled), generator=generator)[: self.candidates].sort().values
+        return array("q", [unlabeled[row] for row in rows.tolist()])
+
+    def pool_dataloader(self, indices: Sequence[int] | None = None, *, shard: bool = True) -> DataLoader[PoolBatch]:
+        """Return this process's share of a loader over samples under evaluation transforms.
+
+        Args:
+            indices: Dataset indices to show; by default `candidate_indices()`.
+            shard: Deal the batches out to the processes; False shows all of them to each.
+
+        Returns:
+            A loader of `PoolBatch(indices, batch)`, never shuffled and never padded; processes share whole batches.
+
+        """
+        if self._evaluation_dataset is None:
+            raise MisconfigurationException('`pool_dataloader()` needs the data: call `setup("fit")` first.')
+        view = PoolView(self._evaluation_dataset, self.candidate_indices() if indices is None else indices)
+        wrapped = self._wrapped_loader()
+        # the training loader's collate function may augment (mixup), the validation loader's should not
+        collate_fn = (self._evaluation_loader() or wrapped).collate_fn
+        batch_size = self.pool_batch_size or self.batch_size
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer and shard else (0, 1)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return pool_loader(view, wrapped, collate_fn, batch_size, self.num_workers, rank, world_size, pinned=on_gpu)
+
+    @rank_zero_only
+    def save_pool(self) -> None:
+        """Write the pool file, if there is one, from the first process."""
+        if self.pool_file is not None:
+            self.pool.save(self.pool_file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pool and the wrapped datamodule's state for a checkpoint."""
+        state = {} if self._pool is None else {"pool": self._pool.state_dict()}
+        return {**state, "datamodule": self.datamodule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore from a checkpoint; labels that came after it was written are kept.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ValueError: If the checkpoint's pool belongs to other data or has another history.
+
+        """
+        self.datamodule.load_state_dict(state_dict["datamodule"])
+        if "pool" in state_dict:
+            self._adopt(Pool.from_state_dict(state_dict["pool"], "The checkpoint's pool"), "The checkpoint's pool")
+
+    def reload_pool(self) -> None:
+        """Read the pool file again, after other processes (`ddp_spawn`) or a person may have labeled."""
+        if self.pool_file is not None and self.pool_file.exists():
+            self._adopt(Pool.load(self.pool_file), f"Pool file {self.pool_file}")
+
+    def _refresh_pool(self) -> None:
+        self.reload_pool()
+        size, digest = len(self._train_dataset), fingerprint(self._train_dataset)
+        if self._pool is None:
+            pool, generator = Pool(size, digest), make_generator(Stream.INITIAL, self.seed)
+            indices = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start)
+            pool.label(indices, strategy="initial")
+            self._pool = pool
+            self.save_pool()
+        source = "The pool" if self.pool_file is None else f"Pool file {self.pool_file}"
+        self._pool.check_dataset(size, digest, source)
+
+    def _adopt(self, pool: Pool, source: str) -> None:
+        """Take over a stored pool, unless the present one has everything that it has and more."""
+        current = self._pool
+        if current is not None:
+            pool.check_dataset(current.size, current.fingerprint, source)
+            if current.extends(pool):
+                return
+            # a first draw that nothing was built on may give way, unless a file keeps it
+            if not pool.extends(current) and (current.cycle > 0 or self.pool_file is not None):
+                raise ValueError(
+                    f"{source} and the present pool were labeled differently ({pool!r} against {current!r}), and "
+                    "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
+                )
+        self._pool = pool
+
+    def _make_evaluation_dataset(self) -> Any:
+        if self.pool_dataset is not None:
+            if len(self.pool_dataset) != len(self._train_dataset):  # type: ignore[arg-type]
+                raise ValueError(
+                    f"`ActiveLearningDataModule(pool_dataset=...)`: expected the {len(self._train_dataset)} training "
+                    f"samples under evaluation transforms, got {len(self.pool_dataset)}."  # type: ignore[arg-type]
+                )
+            return self.pool_dataset
+        evaluation = self._evaluation_loader()
+        view = None if evaluation is None else with_transforms_of(self._train_dataset, evaluation.dataset)
+        return self._train_dataset if view is None else view
+
+    def _warn_if_random(self) -> None:
+        if differing := differing_samples(self._evaluation_dataset):
+            rank_zero_warn(
+                f"Reading samples {differing} of the pool twice gave different values, so scores will depend on the "
+                "augmentation. Pass `pool_dataset=` with evaluation transforms (the same samples in the same order)."
+            )
+
+    def _wrapped_loader(self) -> DataLoader[Any]:
+        with seeded(Stream.SETUP, self.seed):  # indices must mean the same samples, even where a split is drawn in here
+            loader = self.datamodule.train_dataloader()
+        return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
+
+    def _evaluation_loader(self) -> DataLoader[Any] | None:
+        return first_loader(self.val_dataloader()) if is_overridden("val_dataloader", self) else None

@@ -1,0 +1,48 @@
+"""A datamodule over plain datasets, so that a dataset and a datamodule are handled alike."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+)
+
+
+class DatasetsModule(LightningDataModule):
+    """Plain loaders over given datasets, so that a dataset and a datamodule take the same road.
+
+    Args:
+        train: The training data.
+        val: The validation data, or None.
+        test: The test data, or None.
+
+    Raises:
+        TypeError: If the training data is not map-style.
+
+    """
+
+    def __init__(self, train: Any, val: Any = None, test: Any = None) -> None:
+        super().__init__()
+        map_style = hasattr(train, "__getitem__") and hasattr(train, "__len__")
+        if isinstance(train, (IterableDataset, DataLoader)) or not map_style:
+            raise TypeError(
+                f"`ActiveLearningDataModule({type(train).__name__})`: expected a LightningDataModule or a map-style "
+                "dataset (with `__getitem__` and `__len__`); samples need indices to be labeled by."
+            )
+        self.train, self.val, self.test = train, val, test
+        # a hook counts as overridden only where there is data for it
+        if val is not None:
+            setattr(self, "val_dataloader", self._val_loader)  # noqa: B010  # mypy forbids assigning a method
+        if test is not None:
+            setattr(self, "test_dataloader", self._test_loader)  # noqa: B010
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return a shuffled loader over the training data."""
+        return DataLoader(self.train, batch_size=32, shuffle=True)
+
+    def _val_loader(self) -> DataLoader[Any]:
+        return DataLoader(self.val, batch_size=32)
+
+    def _test_loader(self) -> DataLoader[Any]:
+        return DataLoader(self.test, batch_size=32)

@@ -1,0 +1,58 @@
+"""The training samples under the transforms of the validation data."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Subset
+
+TRANSFORM_ATTRIBUTES = ("transform", "target_transform", "transforms")
+
+
+def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
+    """Return a shallow copy of `dataset` that transforms its samples the way `reference` does.
+
+    Follows `Subset` and `ConcatDataset` down to the datasets that hold the transforms, so that `random_split`
+    works too; the samples themselves are shared, not copied.
+
+    Args:
+        dataset: The training data.
+        reference: A dataset with evaluation transforms, usually the validation data.
+
+    Returns:
+        The copy, or None if one of the two keeps no transform in an attribute of torchvision's names.
+
+    """
+    base = _base(reference)
+    if base is None or not hasattr(base, "transform"):
+        return None
+    transforms = {name: getattr(base, name) for name in TRANSFORM_ATTRIBUTES if hasattr(base, name)}
+    return _replace_transforms(dataset, transforms)
+
+
+def _base(dataset: Any) -> Any | None:
+    while isinstance(dataset, (Subset, ConcatDataset)) and not hasattr(dataset, "transform"):
+        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
+    return dataset
+
+
+def _replace_transforms(dataset: Any, transforms: Mapping[str, Any]) -> Any | None:
+    if hasattr(dataset, "transform"):  # a subclass of Subset may well have one of its own
+        try:
+            return _copy_with(dataset, **{name: value for name, value in transforms.items() if hasattr(dataset, name)})
+        except AttributeError:  # a property that cannot be set
+            return None
+    if isinstance(dataset, Subset):
+        inner = _replace_transforms(dataset.dataset, transforms)
+        return None if inner is None else _copy_with(dataset, dataset=inner)
+    if isinstance(dataset, ConcatDataset):
+        parts = [_replace_transforms(part, transforms) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else _copy_with(dataset, datasets=parts)
+    return None
+
+
+def _copy_with(original: Any, **attributes: Any) -> Any:
+    clone = copy.copy(original)
+    for name, value in attributes.items():
+        setattr(clone, name, value)
+    return clone

@@ -1,0 +1,91 @@
+"""What identifies a dataset, and whether its samples are the same each time they are read."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_al.data.evaluation_view import TRANSFORM_ATTRIBUTES, _replace_transforms
+from lightning_al.numerics.seeding import preserved_rng
+
+
+def differing_samples(dataset: Any, count: int = 4) -> list[int]:
+    """Read a few samples twice and return the indices of those that came out different.
+
+    Args:
+        dataset: A map-style dataset.
+        count: How many samples to read, spread evenly.
+
+    Returns:
+        Dataset indices; empty if the dataset looks deterministic.
+
+    """
+    with preserved_rng():
+        return [index for index in _spread(len(dataset), count) if _digest(dataset[index]) != _digest(dataset[index])]
+
+
+def fingerprint(dataset: Any, count: int = 8) -> str:
+    """Identify a dataset by the content of a few samples, so that indices are never read against other data.
+
+    Samples are read without their transforms where these are attributes, so that a changed augmentation does not
+    make another dataset of it. Random samples contribute their shapes only.
+
+    Args:
+        dataset: A map-style dataset.
+        count: How many samples to read, spread evenly.
+
+    Returns:
+        Sixteen hexadecimal digits.
+
+    """
+    plain = _replace_transforms(dataset, dict.fromkeys(TRANSFORM_ATTRIBUTES))
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    with preserved_rng():
+        for index in _spread(len(dataset), count):
+            digest.update(_stable_digest(dataset if plain is None else plain, dataset, index))
+    return digest.hexdigest()[:16]
+
+
+def _stable_digest(plain: Any, dataset: Any, index: int) -> bytes:
+    try:
+        first, second = plain[index], plain[index]
+    except Exception:  # a dataset that needs its transform, and may fail in any way without
+        first, second = dataset[index], dataset[index]
+    digest = _digest(first)
+    return digest if digest == _digest(second) else _digest(first, content=False)
+
+
+def _spread(size: int, count: int) -> list[int]:
+    return sorted({round(position) for position in np.linspace(0, size - 1, min(count, size)).tolist()})
+
+
+def _digest(sample: Any, content: bool = True) -> bytes:
+    digest = hashlib.sha256()
+    for part in _parts(sample, content):
+        digest.update(part)
+    return digest.digest()
+
+
+def _parts(sample: Any, content: bool) -> Iterator[bytes]:
+    yield type(sample).__name__.encode()
+    if isinstance(sample, Mapping):
+        for key, value in sample.items():
+            yield str(key).encode()
+            yield from _parts(value, content)
+    elif isinstance(sample, (list, tuple)) or str(getattr(sample, "dtype", "")) == "object":  # bytes: addresses
+        for value in sample:
+            yield from _parts(value, content)
+    elif isinstance(sample, Tensor):
+        yield f"{sample.dtype}{tuple(sample.shape)}".encode()
+        if content:
+            yield sample.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif hasattr(sample, "__array__") or hasattr(sample, "__array_interface__"):  # NumPy, PIL images
+        array = np.asarray(sample)
+        yield f"{array.dtype}{array.shape}".encode()
+        if content:
+            yield array.tobytes()
+    elif content and isinstance(sample, (str, bytes, int, float, complex)):
+        yield repr(sample).encode()

@@ -1,0 +1,91 @@
+"""The first labeled samples: how many, which, and their classes where a balanced draw needs them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from lightning_al.data.batch import label_of
+
+
+def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int]:
+    """Return the classes of samples, from an attribute where there is one, else by reading these samples.
+
+    Args:
+        dataset: A map-style classification dataset.
+        indices: Of the samples; all by default.
+
+    Returns:
+        One integer per sample, in the order of `indices`.
+
+    Raises:
+        ValueError: If a sample carries no label that can be understood.
+
+    """
+    wanted = range(len(dataset)) if indices is None else indices
+    if isinstance(dataset, Subset):
+        return class_labels(dataset.dataset, [dataset.indices[index] for index in wanted])
+    for name in ("targets", "labels", "y"):
+        values: Any = getattr(dataset, name, None)
+        if hasattr(values, "__len__") and len(values) == len(dataset):
+            return [label_of((None, values[index])) for index in wanted]
+    return [label_of(dataset[index]) for index in wanted]
+
+
+def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float | list[int]:
+    """Return the size of the first labeled part if it can be one.
+
+    Raises:
+        ValueError: If it is neither a number of samples, nor a share, nor a sequence of indices.
+
+    """
+    if hasattr(initial_size, "tolist"):  # a number or an array of NumPy or torch
+        initial_size = initial_size.tolist()
+    if isinstance(initial_size, Sequence) and not isinstance(initial_size, str):
+        return list(initial_size)
+    fits = 0 < initial_size <= 1 if isinstance(initial_size, float) else type(initial_size) is int and initial_size >= 1
+    if not fits:
+        raise ValueError(
+            f"`ActiveLearningDataModule(initial_size={initial_size!r})`: expected a number of samples (int, at least "
+            "1), a share of the dataset (float in (0, 1]) or a sequence of dataset indices."
+        )
+    return initial_size
+
+
+def draw_initial(
+    dataset: Any, initial_size: int | float | list[int], generator: torch.Generator, balanced: bool = False
+) -> list[int]:
+    """Draw the first samples to label.
+
+    Args:
+        dataset: A map-style dataset.
+        initial_size: A number of samples, a share of the dataset, or the indices themselves.
+        generator: Where the randomness comes from.
+        balanced: Take each class once before any is taken twice; reads every label.
+
+    Returns:
+        Distinct dataset indices.
+
+    Raises:
+        ValueError: If there are not as many samples.
+
+    """
+    if isinstance(initial_size, list):
+        return initial_size
+    size = len(dataset)
+    count = initial_size if isinstance(initial_size, int) else max(1, round(initial_size * size))
+    if count > size:
+        raise ValueError(f"`ActiveLearningDataModule(initial_size={count})`: the dataset has {size} samples.")
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return (_round_robin(order, class_labels(dataset)) if balanced else order)[:count]
+
+
+def _round_robin(order: list[int], labels: list[int]) -> list[int]:
+    """Reorder so that each class comes once before any comes twice; within a class the order stays."""
+    seen: dict[int, int] = {}
+    turns = []
+    for index in order:
+        turns.append(seen.setdefault(labels[index], 0))
+        seen[labels[index]] += 1
+    return [order[row] for row in sorted(range(len(order)), key=turns.__getitem__)]

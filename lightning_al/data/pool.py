@@ -1,0 +1,297 @@
+"""Which dataset index was labeled in which cycle, by which strategy and with which score: pure bookkeeping."""
+
+import json
+import math
+import operator
+import os
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_al.storage.atomic_write import write_atomically
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """One act of labeling: the samples that joined the labeled part together.
+
+    Attributes:
+        strategy: Who chose them: `"initial"`, the class name of an acquisition, or whatever the caller says.
+        indices: Dataset indices, in the order in which they were picked.
+        scores: One score per index (larger means 'label first'), or None where the strategy has none.
+        seconds: How long the parts of the choice took, by name.
+
+    """
+
+    strategy: str
+    indices: list[int]
+    scores: list[float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Pool:
+    """The labeled and the unlabeled part of a dataset, as dataset indices.
+
+    Labeling number c (0 is the initial set) is what cycle c adds to its training data, so the position in
+    `history` is the cycle. One small integer per sample says where it belongs; ten million samples take 40 MB.
+
+    Args:
+        size: Number of samples of the dataset, at least 1.
+        fingerprint: Identifies the dataset; an empty string matches any.
+
+    Raises:
+        ValueError: If `size` is not positive.
+
+    Example:
+        >>> pool = Pool(size=6)
+        >>> pool.label([4, 1], strategy="initial")
+        >>> pool.label([0], strategy="EntropyAcquisition", scores=[0.7])
+        >>> pool.labeled, list(pool.unlabeled), pool.cycle, pool.cycle_of(0)
+        ([4, 1, 0], [2, 3, 5], 1, 1)
+
+    """
+
+    def __init__(self, size: int, fingerprint: str = "") -> None:
+        if size < 1:
+            raise ValueError(f"`Pool(size={size})`: a dataset of at least one sample is needed.")
+        self.size = size
+        self.fingerprint = fingerprint
+        self._history: list[Labeling] = []
+        self._cycle_of = torch.full((size,), -1, dtype=torch.int32)  # -1: unlabeled
+
+    def __repr__(self) -> str:
+        return f"Pool({self.num_labeled} of {self.size} labeled, cycle {self.cycle})"
+
+    @property
+    def history(self) -> tuple[Labeling, ...]:
+        """Every labeling so far; position c holds what cycle c added."""
+        return tuple(self._history)
+
+    @property
+    def cycle(self) -> int:
+        """The cycle that trains on everything labeled so far; 0 with the initial set."""
+        return max(len(self._history) - 1, 0)
+
+    @property
+    def num_labeled(self) -> int:
+        """How many samples are labeled."""
+        return sum(len(labeling.indices) for labeling in self._history)
+
+    @property
+    def num_unlabeled(self) -> int:
+        """How many samples are not labeled."""
+        return self.size - self.num_labeled
+
+    @property
+    def labeled(self) -> list[int]:
+        """Labeled dataset indices in the order of labeling."""
+        return self.labeled_by(self.cycle)
+
+    @property
+    def unlabeled(self) -> "array[int]":
+        """Unlabeled dataset indices, ascending, as a compact sequence of plain integers (8 bytes each)."""
+        return array("q", np.flatnonzero(self._cycle_of.numpy() < 0).astype(np.int64).tobytes())
+
+    def labeled_by(self, cycle: int) -> list[int]:
+        """Return the dataset indices that cycle `cycle` trained on, in the order of labeling."""
+        return [index for labeling in self._history[: cycle + 1] for index in labeling.indices]
+
+    def cycle_of(self, index: int) -> int | None:
+        """Return the first cycle that trains on sample `index`, or None while it is unlabeled."""
+        self._check_range([operator.index(index)])
+        cycle = int(self._cycle_of[index])
+        return cycle if cycle >= 0 else None
+
+    def label(
+        self,
+        indices: Iterable[int] | Tensor,
+        *,
+        strategy: str,
+        scores: Sequence[float] | Tensor | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Move samples to the labeled part and begin the next cycle; nothing changes when an index is refused.
+
+        Args:
+            indices: Distinct, unlabeled dataset indices, at least one.
+            strategy: Who chose them.
+            scores: One finite score per index, if there are any.
+            seconds: How long the parts of the choice took, by name.
+
+        Raises:
+            TypeError: If an index is not an integer.
+            ValueError: If an index is out of range, given twice or labeled already, or the scores do not fit.
+
+        """
+        listed = [_as_index(index) for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+        self._check_range(listed)
+        if not listed:
+            raise ValueError("`Pool.label(indices=[])`: at least one index is needed.")
+        chosen = torch.tensor(listed)
+        values, counts = chosen.unique(return_counts=True)
+        if len(values) != len(listed):
+            twice = values[counts > 1].tolist()
+            raise ValueError(f"`Pool.label`: every index once, but {_some(twice)} came more than once.")
+        known = chosen[self._cycle_of[chosen] >= 0].tolist()
+        if known:
+            cycles = [self.cycle_of(index) for index in known[:5]]
+            raise ValueError(f"`Pool.label`: {_some(known)} labeled already (in cycle {cycles}).")
+        numbers = None if scores is None else [float(score) for score in scores]
+        if numbers is not None and len(numbers) != len(listed):
+            raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(listed)} indices.")
+        infinite = [index for index, number in zip(listed, numbers or [], strict=False) if not math.isfinite(number)]
+        if infinite:
+            raise ValueError(f"`Pool.label(scores=...)`: every score must be finite; not so for {_some(infinite)}.")
+        durations = {name: float(duration) for name, duration in dict(seconds or {}).items()}
+        self._cycle_of[chosen] = len(self._history)
+        self._history.append(Labeling(strategy, listed, numbers, durations))
+
+    def extends(self, other: "Pool") -> bool:
+        """Tell whether every labeling of `other` happened here too, in the same order."""
+        ours = [labeling.indices for labeling in self._history[: len(other._history)]]
+        return self.size == other.size and ours == [labeling.indices for labeling in other._history]
+
+    def check_dataset(self, size: int, fingerprint: str, source: str) -> None:
+        """Refuse a pool that belongs to another dataset.
+
+        Args:
+            size: Number of samples of the dataset at hand.
+            fingerprint: Fingerprint of the dataset at hand.
+            source: Where this pool came from, for the message.
+
+        Raises:
+            ValueError: If the sizes or the (non-empty) fingerprints differ.
+
+        """
+        if self.size != size:
+            raise ValueError(
+                f"{source} belongs to other data: it counts {self.size} samples, this dataset has {size}. "
+                "Pass the dataset it was made for, or another file."
+            )
+        if self.fingerprint and fingerprint and self.fingerprint != fingerprint:
+            raise ValueError(
+                f"{source} belongs to other data: its fingerprint is {self.fingerprint}, this dataset has "
+                f"{fingerprint} (content and order of the samples count). Pass the dataset it was made for; if you "
+                'know that the indices still mean the same samples, set "fingerprint" to "" in the file.'
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as integers, strings, lists and tensors, which Lightning restores with `weights_only`."""
+        history = [
+            {
+                "strategy": labeling.strategy,
+                "indices": torch.tensor(labeling.indices, dtype=torch.int64),
+                "scores": None if labeling.scores is None else torch.tensor(labeling.scores, dtype=torch.float64),
+                "seconds": dict(labeling.seconds),
+            }
+            for labeling in self._history
+        ]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "size": self.size,
+            "fingerprint": self.fingerprint,
+            "history": history,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], source: str = "The pool's state") -> "Pool":
+        """Rebuild a pool from `state_dict` or from what the JSON file holds.
+
+        Args:
+            state: What `state_dict` returned.
+            source: Where the state came from, for messages.
+
+        Returns:
+            An equal pool; every index is checked again.
+
+        Raises:
+            ValueError: If the schema version is unknown, a key is missing or an index is refused.
+
+        """
+        version = state.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{source} has schema version {version!r}; this lightning_al reads {SCHEMA_VERSION}. "
+                "Use the version of lightning_al that wrote it."
+            )
+        try:
+            pool = cls(state["size"], state["fingerprint"])
+            for cycle, entry in enumerate(state["history"]):
+                if "cycle" in entry and entry["cycle"] != cycle:
+                    raise ValueError(
+                        f"{source} has cycle {entry['cycle']} in place {cycle}: restore the order of its lines."
+                    )
+                pool.label(
+                    entry["indices"], strategy=entry["strategy"], scores=entry["scores"], seconds=entry["seconds"]
+                )
+        except KeyError as error:
+            raise ValueError(f"{source} lacks the key {error}: it was not written by `Pool.save`.") from error
+        return pool
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the pool as JSON, atomically: a crash leaves either the old file or the new one."""
+        head = {"schema_version": SCHEMA_VERSION, "size": self.size, "fingerprint": self.fingerprint}
+        entries = [
+            json.dumps({"cycle": cycle, **asdict(labeling)}, allow_nan=False)
+            for cycle, labeling in enumerate(self._history)
+        ]
+        # one line per cycle: small enough to diff, and to read in an editor
+        body = ",\n".join(f"  {entry}" for entry in entries)
+        write_atomically(path, f'{json.dumps(head)[:-1]},\n "history": [\n{body}\n]}}\n')
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Pool":
+        """Read a pool that `save` wrote.
+
+        Args:
+            path: The JSON file.
+
+        Returns:
+            The pool.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a pool, with its name and the reason.
+
+        """
+        source = f"Pool file {os.fspath(path)}"
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{source} is not valid JSON ({error}); restore it from a copy.") from error
+        if not isinstance(state, dict):
+            raise ValueError(f"{source} holds a {type(state).__name__}, expected the object that `Pool.save` writes.")
+        try:
+            return cls.from_state_dict(state, "it")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source} cannot be used: {error}") from error
+
+    def _check_range(self, indices: list[int]) -> None:
+        outside = [index for index in indices if not 0 <= index < self.size]
+        if outside:
+            raise ValueError(f"`Pool`: {_some(outside)} out of range; dataset indices run from 0 to {self.size - 1}.")
+
+
+def _as_index(index: Any) -> int:
+    try:
+        # an older NumPy takes its booleans for integers
+        if isinstance(index, (bool, np.bool_)) or getattr(index, "dtype", None) == torch.bool:
+            raise TypeError
+        return operator.index(index)
+    except TypeError:
+        found = f"{index!r} ({type(index).__name__})"
+        raise TypeError(f"`Pool.label(indices=...)`: expected a flat sequence of integers, got {found}.") from None
+
+
+def _some(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:5]))
+    rest = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    return f"{'index' if len(indices) == 1 else 'indices'} {shown}{rest}"

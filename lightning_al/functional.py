@@ -1,0 +1,47 @@
+"""Every formula of the package as a pure tensor function; a larger score always means 'label first'."""
+
+from lightning_al.formulas.badge import badge
+from lightning_al.formulas.batch_bald import batch_bald, joint_entropy
+from lightning_al.formulas.coverage import k_center, kmeans_plus_plus
+from lightning_al.formulas.disagreement import (
+    bald,
+    expected_entropy,
+    predictive_entropy,
+    predictive_variance,
+    variation_ratio,
+    vote_entropy,
+)
+from lightning_al.formulas.lcmd import lcmd
+from lightning_al.formulas.prob_cover import prob_cover, purity_radius
+from lightning_al.formulas.ranking import boltzmann, power, soft_rank, top_k
+from lightning_al.formulas.redundancy import redundancy
+from lightning_al.formulas.typiclust import typiclust
+from lightning_al.formulas.uncertainty import entropy, least_confidence, margin
+from lightning_al.perturbation.score import noise_stability
+
+__all__ = [
+    "badge",
+    "bald",
+    "batch_bald",
+    "boltzmann",
+    "entropy",
+    "expected_entropy",
+    "joint_entropy",
+    "k_center",
+    "kmeans_plus_plus",
+    "lcmd",
+    "least_confidence",
+    "margin",
+    "noise_stability",
+    "power",
+    "predictive_entropy",
+    "predictive_variance",
+    "prob_cover",
+    "purity_radius",
+    "redundancy",
+    "soft_rank",
+    "top_k",
+    "typiclust",
+    "variation_ratio",
+    "vote_entropy",
+]

@@ -1,0 +1,100 @@
+"""A copy of the user's module that scores: on the device, in eval mode, in true single precision."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities.compile import to_uncompiled
+from torch import nn
+
+from lightning_al.numerics.float32 import LOW_PRECISION, true_float32
+
+
+def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a module for scoring: on the device, in eval mode, in at least single precision.
+
+    Args:
+        module: The user's module; not touched.
+        device: Where the clone goes.
+
+    Returns:
+        An independent copy.
+
+    Raises:
+        TypeError: If the module holds something that cannot be copied, with what to do about it.
+
+    """
+    try:
+        clone = copy.deepcopy(module)
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied for scoring ({type(error).__name__}: {error}). Keep open files, "
+            "locks and tensors that carry a graph (use `.detach()`) out of the module's attributes."
+        ) from error
+    if getattr(clone, "_compiler_ctx", None) is not None:
+        clone = to_uncompiled(clone)  # type: ignore[arg-type]  # compiled functions in a copy still call the original
+    for tensor in (*clone.parameters(), *clone.buffers()):
+        if tensor.dtype in LOW_PRECISION:
+            tensor.data = tensor.data.float()
+    return clone.to(device).eval()
+
+
+@contextmanager
+def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+    """Clone a LightningModule, and run what is inside as scores need it.
+
+    Args:
+        trainer: The trainer that has just finished fitting.
+        module: Its module.
+
+    Yields:
+        The clone, on the trainer's device; inside there are no gradients and no autocast, and floats are true floats.
+
+    """
+    precision = trainer.precision_plugin
+    # a forward that makes tensors of its own, such as a first hidden state, must make them double too
+    default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
+    exact = true_float32(trainer.strategy.root_device)
+    with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
+        yield clone
+
+
+@contextmanager
+def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+    """Clone a LightningModule onto the trainer's device, and let the trainer look as if it predicted.
+
+    Args:
+        trainer: The trainer that has just finished fitting.
+        module: Its module, which the strategy's teardown moved to the CPU.
+
+    Yields:
+        The clone. Hooks that ask `self.trainer.training`, to augment on the device for example, get False.
+
+    """
+    clone = clone_module(module, trainer.strategy.root_device)
+    assert isinstance(clone, LightningModule)
+    clone.trainer = trainer
+    _share_buffers(trainer, clone)
+    stage = trainer.state.stage
+    trainer.predicting = True
+    try:
+        yield clone
+    finally:
+        trainer.state.stage = stage
+
+
+def _share_buffers(trainer: Trainer, clone: LightningModule) -> None:
+    """Give every process the buffers of the first one.
+
+    DDP shares them before each forward, so that after the last one running statistics differ between processes, and a
+    score would depend on which of them measured it.
+    """
+    if trainer.world_size == 1:
+        return
+    own = dict(clone.named_buffers())
+    shared = trainer.strategy.broadcast({name: buffer.cpu() for name, buffer in own.items()})
+    for name, buffer in own.items():
+        buffer.data.copy_(shared[name])

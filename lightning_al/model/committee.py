@@ -1,0 +1,255 @@
+"""More networks like the one that was just trained: each trained by itself on the labeled part, or read from a file."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.compile import to_uncompiled
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_al.data.dataloaders import labeled_loader
+from lightning_al.data.datamodule import PASSED_THROUGH, ActiveLearningDataModule
+from lightning_al.model.checkpoint import load_weights
+from lightning_al.model.clone import clone_module
+from lightning_al.model.weight_swap import copy_weights, weights_of
+from lightning_al.numerics.seeding import make_generator, seeded
+
+
+def copy_untrained(module: LightningModule) -> LightningModule:
+    """Copy a module that can be trained apart from the original, in its own precision and on its own device.
+
+    Args:
+        module: The user's module before a fit; not touched.
+
+    Returns:
+        An independent copy without a trainer.
+
+    Raises:
+        TypeError: If the module holds something that cannot be copied, with what to do about it.
+
+    """
+    memo: dict[int, Any] = {}
+    try:
+        copied = copy.deepcopy(module, memo)
+        for name, value in vars(module).items():
+            # a deep copy shares the function of a bound method; LightningCLI hides the module's optimizer in one
+            if isinstance(value, MethodType):
+                function, owner = copy.deepcopy((value.__func__, value.__self__), memo)
+                setattr(copied, name, MethodType(function, owner))
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied for a committee ({type(error).__name__}: {error}). Keep open "
+            "files, locks and tensors that carry a graph (use `.detach()`) out of the module's attributes, or pass "
+            "`checkpoints=`."
+        ) from error
+    return copied if getattr(copied, "_compiler_ctx", None) is None else to_uncompiled(copied)
+
+
+def reinitialize(module: nn.Module) -> None:
+    """Draw the weights that train anew, by the `reset_parameters` of the modules that hold them.
+
+    Outer modules come after the inner ones, so that a `reset_parameters` of the user's own has the last word. What
+    is frozen stays, and so does what no module can reset, such as a class token, with a warning.
+
+    Args:
+        module: Changed in place; random numbers come from torch's global generator.
+
+    Raises:
+        ValueError: If nothing was drawn anew.
+
+    """
+    trainable = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad and tensor.ndim > 1}
+    before = {name: tensor.detach().clone() for name, tensor in trainable.items()}
+    for child in reversed(list(module.modules())):
+        # nn.MultiheadAttention's is private
+        reset = getattr(child, "reset_parameters", None) or getattr(child, "_reset_parameters", None)
+        if callable(reset) and any(parameter.requires_grad for parameter in child.parameters()):
+            reset()
+    kept = [name for name, tensor in trainable.items() if torch.equal(tensor, before[name])]
+    if not kept:
+        return
+    reason = f"no module of {type(module).__name__} has a `reset_parameters` that draws {', '.join(kept[:5])} anew"
+    if len(kept) == len(trainable):
+        raise ValueError(
+            f"A committee should start from fresh weights, but {reason}. Define it, or pass reinitialize=False to "
+            "start from the same weights."
+        )
+    rank_zero_warn(
+        f"All members of the committee start with the same values there: {reason}. Define it if that matters."
+    )
+
+
+def train_member(
+    start: LightningModule, outer: Trainer, entropy: tuple[int, ...], *, fresh: bool = True, bootstrap: bool = False
+) -> dict[str, Tensor]:
+    """Train one more network as the outer trainer trained its own, without its callbacks and loggers.
+
+    Args:
+        start: The module before the outer fit; not touched.
+        outer: The trainer that has just finished fitting on an `ActiveLearningDataModule`; not touched.
+        entropy: Integers that seed everything about the member, such as `(Stream.TRAINING, seed, cycle, member)`.
+        fresh: Draw the weights anew.
+        bootstrap: Train on as many samples, drawn with replacement.
+
+    Returns:
+        The trained weights by name, on the CPU.
+
+    Raises:
+        MisconfigurationException: If the module's optimizer belongs to another module.
+
+    Cost: one training on the labeled part, on the device of this process.
+
+    """
+    datamodule: ActiveLearningDataModule = outer.datamodule  # type: ignore[attr-defined]
+    with seeded(*entropy), torch.enable_grad(), _quiet():
+        member = copy_untrained(start)
+        # callbacks of the module's own would write checkpoints, or wait for a validation
+        setattr(member, "configure_callbacks", list)  # noqa: B010  # mypy forbids assigning a method
+        if fresh:
+            reinitialize(member)
+        loader = _member_loader(datamodule, entropy, bootstrap)
+        _trainer_like(outer).fit(member, datamodule=_MemberData(datamodule, loader))
+    return copy_weights(member)
+
+
+def read_member(module: LightningModule, path: str) -> dict[str, Tensor]:
+    """Read the weights of a network of the same architecture.
+
+    Args:
+        module: The clone that scores, whose loading decides what fits; not touched.
+        path: A Lightning checkpoint, or a file with a plain state dict.
+
+    Returns:
+        The weights by name, on the module's device.
+
+    Raises:
+        ValueError: If the file does not fit the module.
+
+    """
+    member = clone_module(module, module.device)
+    assert isinstance(member, LightningModule)
+    try:
+        load_weights(member, path)
+    except RuntimeError as error:
+        raise ValueError(f"{path!r} does not fit {type(module).__name__}: {error}") from error
+    return weights_of(member)
+
+
+def _trainer_like(outer: Trainer) -> Trainer:
+    """Make a trainer of one device with what the outer one says about optimization, and nothing else of it."""
+    device = outer.strategy.root_device
+    # only a schedule that waits for a plateau needs the validation
+    watches = any(config.reduce_on_plateau for config in outer.lr_scheduler_configs)
+    return Trainer(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        plugins=[LightningEnvironment()],  # whatever launched the outer trainer says nothing about this one
+        precision=outer.precision,
+        max_epochs=outer.max_epochs,
+        max_steps=outer.max_steps,
+        limit_train_batches=outer.limit_train_batches,
+        limit_val_batches=outer.limit_val_batches if watches else 0,
+        check_val_every_n_epoch=outer.check_val_every_n_epoch,
+        val_check_interval=outer.val_check_interval,
+        num_sanity_val_steps=0,
+        accumulate_grad_batches=outer.accumulate_grad_batches,
+        gradient_clip_val=outer.gradient_clip_val,
+        gradient_clip_algorithm=outer.gradient_clip_algorithm,
+        use_distributed_sampler=False,
+        default_root_dir=outer.default_root_dir,
+        callbacks=[_SameLength(outer.current_epoch)],
+        logger=[DummyLogger()],  # modules that call `self.logger.experiment` must find one
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class _SameLength(Callback):
+    """End after as many epochs as the outer fit had, which a callback of its own may have ended early."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse an optimizer that would leave the member untrained, or train another module."""
+        own = {id(parameter) for parameter in pl_module.parameters()}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if groups and not any(id(parameter) in own for group in groups for parameter in group["params"]):
+            raise MisconfigurationException(
+                f"The optimizer of a copy of {type(pl_module).__name__} holds parameters of another module. Build it "
+                "in `configure_optimizers` from `self.parameters()`, or pass `checkpoints=`."
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop once the number of epochs is reached."""
+        trainer.should_stop |= trainer.current_epoch + 1 >= self.epochs
+
+
+class _MemberData(ActiveLearningDataModule):
+    """A datamodule as a member sees it: set up already, with a training loader of its own.
+
+    Shallow copies of it and of the datamodule inside, so that `self.trainer` is the member's in every hook.
+    """
+
+    def __init__(self, original: ActiveLearningDataModule, loader: DataLoader[Any]) -> None:
+        vars(self).update(vars(original))  # in place of the constructor, which would start from nothing
+        self.datamodule = copy.copy(original.datamodule)
+        for name in PASSED_THROUGH:
+            if name in vars(original):
+                setattr(self, name, getattr(self.datamodule, name))
+        self._loader = loader
+
+    def prepare_data(self) -> None:
+        """Leave the data as it is."""
+
+    def setup(self, stage: str) -> None:
+        """Introduce the trainer."""
+        self.datamodule.trainer = self.trainer
+
+    def teardown(self, stage: str) -> None:
+        """Leave the data as it is."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the member's loader."""
+        return self._loader
+
+
+def _member_loader(datamodule: ActiveLearningDataModule, entropy: tuple[int, ...], bootstrap: bool) -> DataLoader[Any]:
+    """Make a loader over the labeled part that draws from a generator of its own, and not from the user's."""
+    wrapped = datamodule.train_dataloader()  # made for this call
+    size = len(wrapped.dataset)  # type: ignore[arg-type]
+    generator = make_generator(*entropy)
+    rows = torch.randint(size, (size,), generator=generator) if bootstrap else torch.arange(size)
+    wrapped.generator = generator
+    if isinstance(wrapped.sampler, DistributedSampler):  # every process trains on all of it
+        wrapped.sampler.num_replicas, wrapped.sampler.rank = 1, 0
+    return labeled_loader(wrapped, rows.tolist(), None, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from saying about every member what it said about the outer trainer."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def hide(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(hide)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.(pytorch|fabric)\.")
+            yield
+    finally:
+        logger.removeFilter(hide)

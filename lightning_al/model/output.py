@@ -1,0 +1,65 @@
+"""What the output of a model looks like: which tensor holds the predictions, and in which layout."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_al.data.batch import OUTPUT_KEYS, THREE_WAYS_OUT, describe
+from lightning_al.numerics.float32 import LOW_PRECISION
+
+Output = Literal["softmax", "sigmoid", "identity"]
+
+
+def find_output(outputs: Any) -> Tensor:
+    """Find the tensor of predictions in what a module returned.
+
+    Args:
+        outputs: A tensor; a tuple or list that starts with one; a mapping or Hugging Face ModelOutput that has one
+            under a usual key (`logits`, `out`, `pred`, ...) or a single entry.
+
+    Returns:
+        The tensor, unchanged.
+
+    Raises:
+        TypeError: If there is none, with the type found and three ways out.
+
+    """
+    found = outputs
+    if isinstance(found, Mapping):
+        keys = [key for key in OUTPUT_KEYS if key in found] or (list(found) if len(found) == 1 else [])
+        found = found[keys[0]] if keys else None
+    elif isinstance(found, (list, tuple)) and found and not isinstance(found[0], (Mapping, str)):
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise TypeError(f"Expected predictions, got {describe(outputs)}. {THREE_WAYS_OUT}")
+    if not found.is_floating_point():
+        raise TypeError(
+            f"Expected raw outputs, got {describe(found)}: class numbers say nothing about uncertainty. "
+            f"{THREE_WAYS_OUT}"
+        )
+    return found
+
+
+def canonical(outputs: Tensor) -> Tensor:
+    """Bring outputs to (B, C, *positions), in at least single precision.
+
+    Args:
+        outputs: (B,) or (B, C); sequences (B, T, C); dense (B, C, H, W) or (B, C, D, H, W).
+
+    Returns:
+        (B, 1), (B, C), (B, C, T), (B, C, H, W) or (B, C, D, H, W).
+
+    Raises:
+        TypeError: For any other number of dimensions, with three ways out.
+
+    """
+    if outputs.dtype in LOW_PRECISION:
+        outputs = outputs.float()
+    if outputs.ndim < 2:  # a squeezed output loses its batch dimension in a batch of one
+        return outputs.reshape(-1, 1)
+    if outputs.ndim == 3:
+        return outputs.movedim(2, 1)
+    if outputs.ndim in (2, 4, 5):
+        return outputs
+    raise TypeError(f"Cannot tell samples from classes in {describe(outputs)}. {THREE_WAYS_OUT}")

@@ -1,0 +1,126 @@
+"""Several sets of weights for one module: collected, laid out as the module lays out its own, and swapped in."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_al.model.predictor import Predictor
+from lightning_al.scoring.progress import tell_pass
+
+Weights = Mapping[str, Tensor]
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a module by name: the tensors themselves, no copies."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def copy_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the weights of a module to the CPU.
+
+    Args:
+        module: On any device and in any precision, which the copy keeps; not touched.
+
+    Returns:
+        Parameters and persistent buffers by name; tied ones are one tensor under several names.
+
+    """
+    own = weights_of(module)
+    tensors = {id(tensor): tensor for tensor in own.values()}
+    copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+    return {name: copies[id(tensor)] for name, tensor in own.items()}
+
+
+def placed(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """Copy weights to where a module keeps its own, so that `loaded` only has to swap pointers.
+
+    Args:
+        module: Its device, precision and memory layout decide; the clone that scores has at least single precision.
+        weights: As `weights_of` names them.
+
+    Returns:
+        Copies by name.
+
+    Raises:
+        ValueError: If a name or a shape is not the module's.
+
+    """
+    own = weights_of(module)
+    _check(module, own, weights, lambda tensor: tuple(tensor.shape))
+    # one deep copy of all: tensors that share memory, such as an LSTM's on a GPU, must share that of the copy too
+    copies = copy.deepcopy({name: tensor.data for name, tensor in own.items()})
+    for name, tensor in copies.items():
+        tensor.copy_(weights[name])
+    return copies
+
+
+@contextmanager
+def loaded(module: nn.Module, weights: Weights) -> Iterator[None]:
+    """Give a module other weights inside, and its own ones back afterwards, also after an exception.
+
+    Pointers are swapped and nothing is copied: parameters and buffers stay the same objects, which optimizers, hooks
+    and tied layers may hold.
+
+    Args:
+        module: Any module.
+        weights: As `placed` returns them: on the module's device and in its precision.
+
+    Raises:
+        ValueError: If a name, a shape, a precision or a device is not the module's.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> with loaded(layer, {"weight": Tensor([[1.0, 2.0]])}):
+        ...     layer(Tensor([[1.0, 1.0]])).tolist()
+        [[3.0]]
+
+    """
+    own = weights_of(module)
+    _check(module, own, weights, lambda tensor: (tuple(tensor.shape), tensor.dtype, tensor.device))
+    swaps = {id(tensor): (tensor, tensor.data, weights[name].data) for name, tensor in own.items()}  # tied ones once
+    try:
+        for tensor, _, other in swaps.values():
+            tensor.data = other
+        yield
+    finally:
+        for tensor, before, _ in swaps.values():
+            tensor.data = before
+
+
+def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) -> Iterator[Tensor]:
+    """Predict a batch with one set of weights after the other.
+
+    Args:
+        predictor: The model, which has its own weights again whenever a pass is handed over.
+        batch: A batch on its device.
+        members: K sets of weights, as `placed` returns them.
+
+    Yields:
+        K tensors of class probabilities (B, C, *positions).
+
+    """
+    for step, weights in enumerate(members, start=1):
+        with loaded(predictor.module, weights):
+            probs = predictor.probabilities(batch)
+        tell_pass(step, len(members), len(probs))
+        yield probs
+
+
+def _check(module: nn.Module, own: Weights, weights: Weights, trait: Any) -> None:
+    name = type(module).__name__
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"These weights are not those of a {name}: missing {missing[:5]}, unknown {unknown[:5]}. Take them from "
+            "a module of the same architecture, with `copy_weights`."
+        )
+    for key, tensor in own.items():
+        if trait(tensor) != trait(weights[key]):
+            raise ValueError(
+                f"These weights do not fit {name}: {key!r} expected {trait(tensor)}, got {trait(weights[key])}. Take "
+                "them from a module of the same architecture, and let `placed` bring them to its device and precision."
+            )

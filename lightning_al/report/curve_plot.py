@@ -1,0 +1,127 @@
+"""The figure of a comparison; matplotlib is imported when it is drawn."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_al.analysis.comparison import Comparison
+from lightning_al.analysis.learning_curves import mean_and_sd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Styles = dict[str, dict[str, Any]]
+
+# far apart in hue, and in lightness for print; gray is the baseline's
+COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+LINES = ("-", "-.", ":")  # a strategy beyond the colors has the color of another, but its own line and marker
+MARKERS = "osD^vPX<>h*dp"
+MAX_MARKERS = 12  # on one curve
+MAX_TICKS = 8  # that name every cycle
+
+
+def draw_comparison(comparison: Comparison, path: Path, *, on_seconds: bool = False) -> Path:
+    """Draw the mean learning curves, and beside them the paired differences of their areas to the baseline.
+
+    Args:
+        comparison: What to draw.
+        path: The picture; its suffix chooses the format.
+        on_seconds: Draw the curves over the seconds of fit and query until then, and no differences beside them.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'The figure needs matplotlib: pip install "lightning_al[report]".', name="matplotlib"
+        ) from error
+    styles = assign_styles(comparison)
+    paired = (
+        not on_seconds
+        and comparison.baseline in comparison.curves
+        and bool(comparison.differences(comparison.baseline))
+    )
+    figure = Figure(figsize=(12 if paired else 7, max(4.5, 1.5 + 0.32 * len(styles))), layout="constrained")
+    if paired:
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+        _draw_differences(right, comparison, styles)
+    else:
+        left = figure.subplots()
+    _draw_curves(left, comparison, styles, on_seconds)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def assign_styles(comparison: Comparison) -> Styles:
+    """Give every strategy a look of its own, by its place in the comparison; the baseline is dashed and gray."""
+    others = [name for name in comparison.curves if name != comparison.baseline]
+    styles: Styles = {
+        name: {
+            "color": COLORS[position % len(COLORS)],
+            "linestyle": LINES[position // len(COLORS) % len(LINES)],
+            "marker": MARKERS[position % len(MARKERS)],
+        }
+        for position, name in enumerate(others)
+    }
+    if comparison.baseline in comparison.curves:
+        styles[comparison.baseline] = {"color": "0.4", "linestyle": "--", "marker": ""}
+    return styles
+
+
+def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles, on_seconds: bool) -> None:
+    labels, ranked = comparison.labels, comparison.best_first()
+    every = math.ceil(len(labels) / MAX_MARKERS)
+    for place, name in enumerate(ranked):
+        own, style = comparison.curves[name], styles[name]
+        mean, sd = mean_and_sd(own.values)
+        error = np.nan_to_num(sd) / math.sqrt(len(own.seeds))
+        x = own.seconds_passed.mean(0) if on_seconds else labels
+        # the best on top, and markers of neighbors not on top of each other
+        order, marks = 3 + len(ranked) - place, (place % every, every)
+        axes.plot(x, mean, label=_spaced(name), markersize=4, linewidth=1.5, markevery=marks, zorder=order, **style)
+        axes.fill_between(x, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0, zorder=2)
+    axes.set(xlabel="seconds of fit and query" if on_seconds else "labeled samples", ylabel=comparison.metric)
+    if len(labels) <= MAX_TICKS and not on_seconds:
+        axes.set_xticks(labels)
+    counts = sorted({len(own.seeds) for own in comparison.curves.values()})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    spread = "mean" if counts == [1] else "mean ± standard error"
+    axes.set_title(f"{spread}, {seeds} seed{'' if counts == [1] else 's'}", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # a learning curve leaves this corner free
+    corner: Any = "upper right" if comparison.lower_is_better else "lower right"
+    axes.legend(frameon=False, loc=corner, fontsize=8, ncols=1 if len(styles) < 7 else 2, handlelength=3)
+
+
+def _draw_differences(axes: "Axes", comparison: Comparison, styles: Styles) -> None:
+    found = dict(reversed(comparison.differences(comparison.baseline).items()))
+    for row, (name, difference) in enumerate(found.items()):
+        color, marker = styles[name]["color"], styles[name]["marker"]
+        if not math.isnan(difference.low):
+            axes.plot([difference.low, difference.high], [row, row], color=color, linewidth=1.5)
+        axes.plot(difference.mean, row, linestyle="", color=color, marker=marker, markersize=6)
+    axes.axvline(0, color="0.4", linestyle="--", linewidth=1, zorder=1)
+    axes.set_yticks(range(len(found)), [_spaced(name) for name in found])
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    better = "left" if comparison.lower_is_better else "right"
+    axes.set_xlabel(f"area under the curve, minus\nthat of {_spaced(comparison.baseline)} ({better} is better)")
+    axes.locator_params(axis="x", nbins=5)  # numbers with a sign and three decimals are wide
+    pairs = next(iter(found.values())).pairs
+    spread = "paired difference" if pairs == 1 else "paired difference, 95 % interval"
+    axes.set_title(f"{spread}, {pairs} seed{'' if pairs == 1 else 's'}", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,59 @@
+"""One pass over a loader: batches to the device, rows of measurements back."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al.data.batch import THREE_WAYS_OUT
+from lightning_al.data.dataloaders import PoolBatch
+from lightning_al.scoring.memory import CHUNK_BYTES, Budget, chunked, within_memory
+
+
+def measure_pool(
+    measure: Callable[[list[Any]], Tensor],
+    batches: Iterable[PoolBatch],
+    transfer: Callable[[Any], Any],
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    advance: Callable[[int], object] = lambda samples: None,
+) -> tuple[list[int], Tensor]:
+    """Measure every sample of a loader in one pass.
+
+    Args:
+        measure: Maps a chunk, a list of batches on the device, to one row per sample.
+        batches: Batches with the dataset index of each sample.
+        transfer: Moves a batch to the device.
+        chunk_bytes: How many bytes of inputs a chunk may hold; a chunk has at least one batch.
+        advance: Told the number of samples after each chunk.
+
+    Returns:
+        Dataset indices and (N, ...) rows on the CPU, in the order of the loader.
+
+    Raises:
+        ValueError: If `measure` gives another number of rows than there are samples.
+
+    Cost: one read of the data; device memory for one chunk, host memory for the rows.
+
+    """
+    indices: list[int] = []
+    rows: list[Tensor] = []
+    on_device = (PoolBatch(ids, transfer(batch)) for ids, batch in batches)
+    budget = Budget(chunk_bytes)
+    for chunk in chunked(on_device, budget):
+        ids = [index for part in chunk for index in part.indices]
+        sizes = [len(part.indices) for part in chunk]
+        # read back before the next chunk is queued, so that a GPU computes while the loader reads on
+        rows[-1:] = [row.cpu() for row in rows[-1:]]
+        measured = within_memory(measure, [part.batch for part in chunk], budget, sizes)
+        if measured.ndim == 0 or len(measured) != len(ids):
+            raise ValueError(
+                f"Expected one row per sample, got {tuple(measured.shape)} for {len(ids)} samples: the model's output "
+                f"does not start with the batch dimension. {THREE_WAYS_OUT}"
+            )
+        rows.append(measured.detach())
+        indices += ids
+        chunk.clear()  # before the next one is read
+        advance(len(ids))
+    return indices, torch.cat([row.cpu() for row in rows]) if rows else torch.empty(0)

@@ -1,0 +1,136 @@
+"""How much is measured at a time, and what happens when the device's memory runs out."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.memory import is_oom_error
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_al.data.batch import take_rows, tensors_in
+
+BatchT = TypeVar("BatchT")
+
+
+CHUNK_BYTES = 256 * 2**20  # of inputs held on the device at a time; enough batches to hide the cost of K noise draws
+
+
+@dataclass
+class Budget:
+    """How much a chunk may hold; less after a chunk was too much.
+
+    Attributes:
+        nbytes: Of inputs.
+        samples: In a batch, above which it is split.
+
+    """
+
+    nbytes: int = CHUNK_BYTES
+    samples: float = math.inf
+
+
+def within_memory(
+    measure: Callable[[list[Any]], Tensor], chunk: list[Any], budget: Budget, sizes: list[int] | None = None
+) -> Tensor:
+    """Measure a chunk; if the device runs out of memory, measure its halves, down to single samples.
+
+    Args:
+        measure: Maps a list of batches on the device to one row per sample.
+        chunk: The batches.
+        budget: Halved when memory runs out, so that the next chunks are smaller from the start.
+        sizes: The number of samples in each batch; by default what their tensors say.
+
+    Returns:
+        (n, ...) rows.
+
+    Raises:
+        torch.OutOfMemoryError: If a single sample is too much.
+
+    """
+    if len(chunk) > 1 or budget.samples == math.inf:
+        try:
+            return measure(chunk)
+        except RuntimeError as error:
+            sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
+            if sizes == [1] or not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # outside of the handler, whose error keeps the tensors of the failed pass alive
+        _take_less(budget, sizes[0] if len(chunk) == 1 else None, reason)
+    sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
+    if len(chunk) == 1:
+        return _in_parts(measure, chunk[0], sizes[0], budget)
+    middle = len(chunk) // 2
+    halves = [(chunk[:middle], sizes[:middle]), (chunk[middle:], sizes[middle:])]
+    return torch.cat([within_memory(measure, batches, budget, counts) for batches, counts in halves])
+
+
+def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, budget: Budget) -> Tensor:
+    """Measure a batch in parts that fit, each taken out of the whole, whose size tells what has a row per sample."""
+    rows: list[Tensor] = []
+    done = 0
+    while done < size:
+        count = int(min(budget.samples, size - done))
+        part = batch if count == size else take_rows(batch, torch.arange(done, done + count), size)
+        try:
+            rows.append(measure([part]))
+        except RuntimeError as error:
+            if count == 1 or not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        else:
+            done += count
+            continue
+        _take_less(budget, count, reason)
+    return torch.cat(rows)
+
+
+def _take_less(budget: Budget, samples: int | None, reason: str) -> None:
+    """Halve the budget after a chunk, or a batch of so many samples, was too much."""
+    budget.nbytes //= 2
+    if samples is not None:
+        budget.samples = (samples + 1) // 2
+    rank_zero_info(
+        f"{reason.partition(chr(10))[0]} Scoring goes on with half as many samples at a time; nothing is lost."
+    )
+    torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that something did not fit into the device's memory, or into its kernels' limits."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "32-bit index" in str(error):
+        return True
+    return bool(error.args) and isinstance(error.args[0], str) and is_oom_error(error)
+
+
+def chunked(batches: Iterable[BatchT], budget: Budget | None = None) -> Iterator[list[BatchT]]:
+    """Group batches into chunks of at most so many bytes, each of at least one batch.
+
+    Args:
+        batches: Nested containers of tensors.
+        budget: Upper bound on the tensors of a chunk together; may shrink on the way.
+
+    Yields:
+        Lists of batches, in order.
+
+    """
+    budget = budget or Budget()
+    chunk: list[BatchT] = []
+    held = 0
+    for batch in batches:
+        size = _nbytes(batch) or budget.nbytes  # what holds tensors out of sight makes a chunk of its own
+        if chunk and held + size > budget.nbytes:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(batch)
+        held += size
+    if chunk:
+        yield chunk
+
+
+def _nbytes(batch: Any) -> int:
+    return sum({id(tensor): tensor.nbytes for tensor in tensors_in(batch)}.values())

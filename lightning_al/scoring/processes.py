@@ -1,0 +1,117 @@
+"""Rows of measurements from all processes, brought together by dataset index."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_al.scoring.row_checks import check_rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of a part of the data.
+
+    Attributes:
+        indices: Dataset indices, ascending.
+        rows: (n, ...) measurements, on the CPU.
+        scores: Scores of all samples, those without a row included, in any order; None where rows have none.
+
+    """
+
+    indices: list[int]
+    rows: Tensor
+    scores: Tensor | None = None
+
+
+def collect(
+    trainer: Trainer,
+    name: str,
+    part: Sequence[int],
+    mine: Sequence[int],
+    indices: list[int],
+    rows: Tensor,
+    shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
+    ranked: bool = True,
+    score: Callable[[Tensor], Tensor | None] = lambda rows: None,
+) -> Measured:
+    """Check the measurements of all processes, and bring together what is needed of them.
+
+    Args:
+        trainer: Its strategy's process group is still alive at fit end.
+        name: The strategy, for messages.
+        part: Dataset indices that were to be measured, ascending.
+        mine: Those that were this process's share.
+        indices: Those that this process measured.
+        rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
+        shortlist: Returns which of one process's rows, at least one, are needed; None for all.
+        ranked: Whether samples will be picked by these, so that equal rows would be useless.
+        score: Returns one number per row, or None; those of all rows come together, on a shortlist or not.
+
+    Returns:
+        The measurements, the same on every process.
+
+    Raises:
+        RuntimeError: If a sample is missing or came twice.
+        ValueError: If a value is NaN or infinite, or all rows are equal though they are to be ranked.
+
+    """
+    if trainer.world_size == 1:
+        indices, rows = _sorted(indices, rows)
+        check_rows(name, part, indices, rows, ranked)
+        return Measured(indices, rows, score(rows))
+    strategy = trainer.strategy
+    shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
+    rows = rows.reshape(len(indices), *shape).to(dtype)
+    # whatever looks wrong on one process is gathered whole, so that every process raises the same error
+    sound = _is_sound(name, mine, indices, rows, ranked)
+    chosen = (shortlist(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
+    if strategy.reduce_boolean_decision(chosen is not None):  # every process votes, also one without a batch
+        assert chosen is not None
+        mine_scored = score(rows)
+        scores = None if mine_scored is None else gather_rows(trainer, indices, mine_scored)[1]
+        indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
+    else:
+        indices, rows = gather_rows(trainer, indices, rows)
+        check_rows(name, part, indices, rows, ranked)
+        scores = score(rows)
+    return Measured(indices, rows, scores)
+
+
+def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
+    """Bring rows of all processes together, sorted by dataset index, the same on every process.
+
+    Args:
+        trainer: Its strategy's process group is still alive at fit end.
+        indices: This process's dataset indices.
+        rows: This process's (n, ...) rows.
+
+    Returns:
+        All indices, ascending, and their (N, ...) rows on the CPU.
+
+    """
+    strategy, device = trainer.strategy, trainer.strategy.root_device
+    counts = strategy.all_gather(torch.tensor([len(indices)], device=device)).flatten().tolist()
+    ids = torch.zeros(max(counts), dtype=torch.int64, device=device)
+    ids[: len(indices)] = torch.tensor(indices, dtype=torch.int64, device=device)
+    padded = torch.zeros((max(counts), *rows.shape[1:]), dtype=rows.dtype, device=device)
+    padded[: len(indices)] = rows.to(device)
+    gathered_ids = strategy.all_gather(ids).reshape(len(counts), -1)
+    gathered_rows = strategy.all_gather(padded).reshape(len(counts), *padded.shape)
+    indices = [index for rank, count in enumerate(counts) for index in gathered_ids[rank, :count].tolist()]
+    return _sorted(indices, torch.cat([gathered_rows[rank, :count] for rank, count in enumerate(counts)]).cpu())
+
+
+def _sorted(indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
+    order = torch.tensor(indices, dtype=torch.int64).argsort()
+    return [indices[row] for row in order.tolist()], rows[order]
+
+
+def _is_sound(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool) -> bool:
+    try:
+        check_rows(name, expected, indices, rows, ranked)
+    except (RuntimeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,45 @@
+"""What makes measurements useless for a ranking."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool = True) -> None:
+    """Refuse measurements that cannot be ranked.
+
+    Args:
+        name: The strategy, for messages.
+        expected: The dataset indices that were to be measured, ascending.
+        indices: Those that were.
+        rows: (N, ...) measurements.
+        ranked: Whether equal rows are an error.
+
+    Raises:
+        RuntimeError: If a sample is missing or came twice.
+        ValueError: If a value is NaN or infinite, or all rows are equal.
+
+    """
+    if list(expected) != list(indices):
+        wrong = sorted(set(expected).symmetric_difference(indices)) or sorted(indices)
+        raise RuntimeError(
+            f"`{name}`: expected one measurement of each of {len(expected)} samples, got {len(indices)} "
+            f"(see indices {wrong[:5]}). Does the dataset change its length or order between reads?"
+        )
+    flat = _flat(rows)
+    broken = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"`{name}`: {len(broken)} of {len(rows)} samples have NaN or infinite measurements, first "
+            f"{[indices[row] for row in broken[:5]]} (dataset indices). Look for a diverged training or broken inputs."
+        )
+    if ranked and len(flat) > 1 and flat.shape[1] and bool((flat == flat[0]).all()):
+        raise ValueError(
+            f"`{name}`: all {len(rows)} samples have the same measurement, so none comes first (dataset indices "
+            f"{list(indices[:5])}, ...). Do the outputs depend on the inputs, and on what the strategy varies?"
+        )
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """Return (n, D) rows; a reshape could not tell D from no rows at all."""
+    return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)

@@ -1,0 +1,150 @@
+"""The folder of a run: which file lies where, and setting an old run aside."""
+
+import csv
+import io
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.cycles_table import Record, read_table
+from lightning_al.storage.settings import _plain, flatten, is_free
+
+
+class RunRefusedError(ValueError):
+    """A run that must not begin or go on here; the message says why, and what to do."""
+
+
+class RunFolder:
+    """The files of a run: `pool.json`, `cycles.csv`, `config.yaml`, `tracking.json` and one folder per cycle.
+
+    Args:
+        path: The folder; made when the first file is written.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pool_file = path / "pool.json"
+        self.config_file = path / "config.yaml"
+        self.table = path / "cycles.csv"
+        self.notes_file = path / "tracking.json"
+
+    def cycle(self, cycle: int) -> Path:
+        """Return the folder of one cycle."""
+        return self.path / f"cycle-{cycle:02d}"
+
+    def picked(self, cycle: int) -> Path:
+        """Return the folder of what the query at the end of a cycle picked."""
+        return self.cycle(cycle) / "picked"
+
+    def weights(self, cycle: int) -> Path:
+        """Return the file of the weights that a warm start needs."""
+        return self.cycle(cycle) / "weights.ckpt"
+
+    @rank_zero_only
+    def write_weights(self, cycle: int, model: LightningModule) -> None:
+        """Keep the weights of a cycle for the next one, which may run in another process."""
+        self.cycle(cycle).mkdir(parents=True, exist_ok=True)
+        partial = self.weights(cycle).with_suffix(".tmp")
+        torch.save({"state_dict": model.state_dict()}, partial)
+        partial.replace(self.weights(cycle))
+
+    def read_records(self) -> list[Record]:
+        """Return the records of the finished cycles.
+
+        Raises:
+            RunRefusedError: If there are records without their pool.
+
+        """
+        if not self.table.exists():
+            return []
+        if not self.pool_file.exists():
+            raise RunRefusedError(
+                f"{self.table} counts finished cycles, but there is no {self.pool_file.name} beside it that says what "
+                "they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
+            )
+        return read_table(self.table)
+
+    @rank_zero_only
+    def write_records(self, records: list[Record]) -> None:
+        """Write one row per finished cycle, atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for record in records for name in record)))
+        writer.writeheader()
+        writer.writerows(records)
+        write_atomically(self.table, text.getvalue())
+
+    def read_notes(self) -> dict[str, Any]:
+        """Return what trackers remember from process to process; nothing if the file is missing or broken."""
+        try:
+            notes = json.loads(self.notes_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # without it curves overlap, but nothing is lost
+            return {}
+        return notes if isinstance(notes, dict) else {}
+
+    @rank_zero_only
+    def write_note(self, name: str, value: Any) -> None:
+        """Remember something under a name, beside what is remembered under others."""
+        write_atomically(self.notes_file, json.dumps({**self.read_notes(), name: value}, indent=1) + "\n")
+
+    def check_config(self, config: Mapping[str, Any], free: Collection[str], finished: int) -> None:
+        """Refuse to continue a run with another configuration, and say so if the run goes on.
+
+        Args:
+            config: Nested settings that YAML can hold.
+            free: Dotted names of settings that may change; a name takes everything below it.
+            finished: How many cycles are finished.
+
+        Raises:
+            RunRefusedError: If a setting differs, naming each one.
+
+        """
+        if not self.pool_file.exists():
+            return
+        begun = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else config
+        old, new = flatten(_plain(begun)), flatten(_plain(config))
+        differing = [
+            name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name) and not is_free(name, free)
+        ]
+        if differing:
+            changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
+            raise RunRefusedError(
+                f"The run in {self.path} was begun with another configuration ({changes}). Choose another run folder, "
+                "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
+            )
+        rank_zero_info(
+            f"Continuing the run in {self.path} after {finished} finished cycle{'' if finished == 1 else 's'}."
+        )
+
+    @rank_zero_only
+    def keep_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration of the run."""
+        write_atomically(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False))
+
+    @rank_zero_only
+    def set_aside(self) -> None:
+        """Rename the folder of an old run, so that a new one can begin.
+
+        Raises:
+            RunRefusedError: If the folder is the working directory or holds it.
+
+        """
+        if not self.pool_file.exists() and not self.table.exists():
+            return
+        if Path.cwd().is_relative_to(self.path.resolve()):
+            raise RunRefusedError(
+                f"`overwrite=True` would rename {self.path}, in which this process works. Choose a run folder of its "
+                "own: `Trainer(default_root_dir=...)`."
+            )
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+        rank_zero_info(f"The old run is now in {old}.")

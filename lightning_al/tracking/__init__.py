@@ -1,0 +1,1 @@
+"""What a query and a cycle report to loggers and to a person."""

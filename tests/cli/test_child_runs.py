@@ -1,0 +1,325 @@
+"""Many processes side by side; a few lines of Python without torch stand for `lightning-al fit`."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_al.cli import child_runs as launch
+from lightning_al.cli.child_runs import Run, check_settings, read_markers, run_all
+from lightning_al.storage.run_folder import RunRefusedError
+
+# Notes when it begins and ends, and does in between what the strategy file says after `do:`.
+PROGRAM = """\
+import fcntl, os, subprocess, sys, time
+from pathlib import Path
+
+arguments = sys.argv[1:]
+folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
+strategy_file = [Path(value) for name, value in zip(arguments, arguments[1:]) if name == "--config"][-1]
+folder.mkdir(exist_ok=True)
+
+
+def note(word):
+    with (folder.parent / "events").open("a") as file:
+        file.write(f"{word} {folder.name}\\n")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+note("begin")
+exec(strategy_file.read_text().partition("#")[2])
+note("end")
+"""
+MEET = "wait_for(lambda: (folder.parent / 'events').read_text().count('begin') >= 2)"
+# a loader worker has the lock file open, too, and the lock is free once every process that has is gone
+HANG = """\
+lock = (folder.parent / 'lock').open('a'); fcntl.flock(lock, fcntl.LOCK_SH); os.set_inheritable(lock.fileno(), True); \
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], close_fds=False); note('hang'); \
+time.sleep(600)"""
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + HANG
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Return a maker of runs; `do` is a line of Python, which their process runs."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "data.yaml").write_text("cycles: 2\ntrainer:\n  max_epochs: 5\n")
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+
+    def make(strategy="random", seed=0, do="pass", arguments=()):
+        path = tmp_path / f"{strategy}.yaml"
+        path.write_text(f"acquisition: {strategy} #{do}\n")
+        return Run(tmp_path / "study", strategy, seed, (tmp_path / "data.yaml",), path, arguments)
+
+    return make
+
+
+class Report:
+    """Keeps what was reported, and may do something at the first report."""
+
+    def __init__(self, action=lambda: None):
+        self.calls = []
+        self.action = action
+
+    def __call__(self, run, minutes, status):
+        assert minutes >= 0
+        self.calls.append((f"{run.strategy} {run.seed}", status))
+        self.action()
+
+
+def events(run):
+    return [tuple(line.split()) for line in (run.folder / "events").read_text().splitlines()]
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def everyone_is_gone(folder):
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------ a run
+
+
+def test_a_run_is_a_command_that_anyone_can_type(make):
+    run = make("margin", 3, arguments=("--cycles", "2"))
+    files = [str(run.folder.parent / name) for name in ("data.yaml", "margin.yaml")]
+    folder = str(run.folder / "margin-seed-3")
+    assert run.command == [
+        *("fit", "--config", files[0], "--config", files[1], "--seed_everything", "3"),
+        *("--trainer.default_root_dir", folder, "--cycles", "2"),
+    ]
+    assert not run.finished
+    assert run_all([run], 1, Report()) == []
+    assert run.finished
+    marker = json.loads((run.path / "finished.json").read_text())
+    assert (marker["strategy"], marker["seed"]) == ("margin", 3)
+    assert marker["settings"] == {
+        "config": {"data.yaml": {"cycles": 2, "trainer": {"max_epochs": 5}}},
+        "strategy": {"acquisition": "margin"},
+        "arguments": ["--cycles", "2"],
+    }
+    assert shlex.split(marker["command"]) == ["lightning-al", *run.command]
+    assert 0 <= marker["minutes"] < 5
+    assert run.log.read_text() == f"$ {marker['command']}\n"
+
+
+def test_the_marker_tells_of_the_settings_at_the_start(make):
+    run = make(do="strategy_file.write_text('acquisition: edited')")
+    run_all([run], 1, Report())
+    assert run.strategy_file.read_text() == "acquisition: edited"
+    assert json.loads((run.path / "finished.json").read_text())["settings"]["strategy"] == {"acquisition": "random"}
+
+
+# ------------------------------------------------------------------ many runs
+
+
+def test_runs_go_side_by_side_and_no_more_than_asked_for(make):
+    runs = [make("random", seed, MEET) for seed in range(4)]
+    report = Report()
+    assert run_all(runs, 2, report) == []
+    assert sorted(report.calls) == [(f"random {seed}", 0) for seed in range(4)]
+    running, most = set(), 0
+    for word, name in events(runs[0]):
+        (running.add if word == "begin" else running.remove)(name)
+        most = max(most, len(running))
+    assert most == 2
+
+
+def test_one_worker_keeps_the_order_given(make):
+    runs = [make("random", seed) for seed in (2, 0, 1)]
+    run_all(runs, 1, Report())
+    assert events(runs[0]) == [(word, f"random-seed-{seed}") for seed in (2, 0, 1) for word in ("begin", "end")]
+
+
+def test_a_failed_run_stops_no_other_and_is_the_only_one_repeated(make):
+    runs = [make("broken", 0, "print('no such thing', file=sys.stderr); sys.exit(3)"), make("random", 0)]
+    report = Report()
+    assert run_all(runs, 1, report) == runs[:1]
+    assert report.calls == [("broken 0", 3), ("random 0", 0)]
+    assert [run.finished for run in runs] == [False, True]
+    assert runs[0].log.read_text().splitlines()[1:] == ["no such thing"]
+
+    report = Report()
+    assert run_all([make("broken", 0), runs[1]], 1, report) == []
+    assert report.calls == [("broken 0", 0)]
+    lines = runs[0].log.read_text().splitlines()  # the log of the first attempt is kept
+    assert [line.split()[0] for line in lines] == ["$", "no", "$"]
+    assert run_all(runs, 1, Report(lambda: pytest.fail("nothing was left to run"))) == []
+
+
+def test_a_run_that_is_killed_has_failed(make):
+    report = Report()
+    run = make(do="os.kill(os.getpid(), 9)")
+    assert run_all([run], 1, report) == [run]
+    assert report.calls == [("random 0", -9)]
+    assert not run.finished
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "given", "threads"), [(8, 2, None, "4"), (4, 6, None, "1"), (8, 2, "3", "3")]
+)
+def test_processes_share_the_processor(make, monkeypatch, cores, workers, given, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    run = make(do="print(os.environ['OMP_NUM_THREADS'], os.environ['WANDB_SILENT'])")
+    run_all([run], workers, Report())
+    assert run.log.read_text().splitlines()[1] == f"{threads} true"
+
+
+def test_a_run_may_be_shown(make, capfd):
+    run = make(do="print('cycle 0')")
+    run_all([run], 1, Report(), shown=True)
+    assert capfd.readouterr().out == "cycle 0\n"
+    assert not run.log.exists()
+    assert run.finished
+
+
+# ------------------------------------------------------------------ interrupted
+
+
+@pytest.fixture
+def usual_signals():
+    """The handlers of a process in the foreground; in the background, or under nohup, pytest ignores some."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield handlers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_process_behind(make, usual_signals, number):
+    def interrupt():
+        wait_until(lambda: [word for word, _ in events(runs[0])].count("hang") == 2)
+        os.kill(os.getpid(), number)
+
+    runs = [make("margin", 0, HANG), make("entropy", 0, HANG), make("random", 0)]
+    with pytest.raises(KeyboardInterrupt):
+        run_all(runs, 3, Report(interrupt))
+    wait_until(lambda: everyone_is_gone(runs[0].folder))
+    assert {number: signal.getsignal(number) for number in usual_signals} == usual_signals
+    assert [run.finished for run in runs] == [False, False, True]
+    assert ("end", "margin-seed-0") not in events(runs[0])
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(make, usual_signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    runs = [make(seed=0), make(seed=1)]
+    run_all(runs, 1, Report(lambda: os.kill(os.getpid(), signal.SIGHUP)))
+    assert [run.finished for run in runs] == [True, True]
+
+
+def test_a_process_that_will_not_end_is_killed(make, monkeypatch):
+    def interrupt():
+        wait_until(lambda: ("hang", "margin-seed-0") in events(runs[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
+    runs = [make("margin", 0, STUBBORN), make("random", 0)]
+    with pytest.raises(KeyboardInterrupt):
+        run_all(runs, 2, Report(interrupt))
+    wait_until(lambda: everyone_is_gone(runs[0].folder))
+
+
+# ------------------------------------------------------------------ markers
+
+
+def finish(run):
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.mark_finished(run.marker(), 1.23456)
+
+
+def test_markers_are_read_by_seed_and_then_by_strategy(make):
+    runs = [make(name, seed) for name, seed in (("random", 10), ("random", 9), ("margin", 9))]
+    assert read_markers(runs[0].folder) == []
+    for run in runs:
+        finish(run)
+    make("entropy", 9).path.mkdir()  # not finished
+    markers = read_markers(runs[0].folder)
+    assert [(marker["strategy"], marker["seed"]) for marker in markers] == [
+        ("margin", 9),
+        ("random", 9),
+        ("random", 10),
+    ]
+    assert markers[0] == {**runs[2].marker(), "minutes": 1.235}
+
+
+def test_strategies_and_seeds_may_differ_and_nothing_else(make):
+    runs = [make("random", 0), make("margin", 1)]
+    for run in runs:
+        finish(run)
+    markers = read_markers(runs[0].folder)
+    check_settings(markers, [make("random", 2).marker(), make("entropy", 0).marker()], runs[0].folder)
+    check_settings(markers, markers, runs[0].folder)
+    check_settings([], [], runs[0].folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("cycles: 3\ntrainer:\n  max_epochs: 5\n", "config.data.yaml.cycles: 2 then, 3 now"),
+        ("cycles: 2\ntrainer:\n  max_epochs: 9\n", "config.data.yaml.trainer.max_epochs: 5 then, 9 now"),
+        ("cycles: 2\n", "config.data.yaml.trainer.max_epochs: 5 then, 'not set' now"),
+        ("cycles: 2\ntrainer:\n  max_epochs: 5\nreset: warm\n", "config.data.yaml.reset: 'not set' then, 'warm' now"),
+    ],
+)
+def test_another_setting_of_the_data_is_refused_by_name(make, text, change):
+    run = make("random", 4)
+    finish(run)
+    run.config[0].write_text(text)
+    with pytest.raises(RunRefusedError) as caught:
+        check_settings(read_markers(run.folder), [run.marker()], run.folder)
+    message = str(caught.value)
+    assert message.startswith(f"{run.path} was finished with other settings ({change}")
+    assert message.endswith(f"Choose another --folder, restore the setting, or delete {run.path} to run it anew.")
+
+
+def test_another_argument_or_setting_of_the_strategy_is_refused(make):
+    run = make("random", 0)
+    finish(run)
+    markers = read_markers(run.folder)
+    with pytest.raises(RunRefusedError, match=r"\(arguments: \[\] then, \['--cycles', '9'\] now\)"):
+        check_settings(markers, [make("random", 0, arguments=("--cycles", "9")).marker()], run.folder)
+    make("random", 0)
+    run.strategy_file.write_text("acquisition:\n  class_path: X\n")
+    changed = run.marker()
+    with pytest.raises(RunRefusedError, match=r"strategy\.acquisition: 'random' then, 'not set' now; "):
+        check_settings(markers, [changed], run.folder)
+    # a strategy that is not asked for now may have had any
+    check_settings(markers, [make("margin", 0).marker()], run.folder)
+
+
+def test_values_that_json_cannot_hold_are_still_the_same_after_a_round_trip(make):
+    run = make("random", 0)
+    run.config[0].write_text("1: one\nday: 2024-01-31\nempty: {}\n")
+    finish(run)
+    check_settings(read_markers(run.folder), [run.marker()], Path("study"))

@@ -1,0 +1,155 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_al import Pool
+from lightning_al.report.tables import show
+from lightning_al.storage.run_folder import RunFolder
+from lightning_al.testing import ToyClassifier
+from lightning_al.tracking.console import format_table
+
+RECORDS = [
+    {"cycle": 0, "labeled": 10, "queried": 5, "test/accuracy": 0.1 + 0.2, "fit_seconds": 1e-7},
+    {"cycle": 1, "labeled": 15, "queried": 0, "test/accuracy": 1.0, "fit_seconds": float("inf")},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def begun(folder):
+    """A folder with a pool and a configuration, as it is while the first cycle trains."""
+    Pool(5).save(folder.pool_file)
+    folder.keep_config({"acquisition": {"class": "Entropy", "query_size": 5}, "trainer": {"devices": 1}, "seed": 0})
+    return folder
+
+
+def test_nothing_is_made_before_the_first_file(folder):
+    assert folder.read_records() == []
+    folder.check_config({"seed": 1}, (), 0)
+    folder.set_aside()
+    assert not folder.path.exists()
+
+
+def test_paths(folder):
+    assert folder.cycle(0).name == "cycle-00"
+    assert folder.cycle(123).name == "cycle-123"
+    assert folder.weights(7) == folder.path / "cycle-07" / "weights.ckpt"
+
+
+def test_records_come_back_exactly(begun):
+    begun.write_records(RECORDS)
+    records = begun.read_records()
+    assert records == RECORDS
+    assert [[type(value) for value in record.values()] for record in records] == [[int, int, int, float, float]] * 2
+
+
+def test_not_a_number_comes_back(begun):
+    begun.write_records([{"cycle": 0, "test/loss": float("nan")}])
+    (record,) = begun.read_records()
+    assert record["test/loss"] != record["test/loss"]
+
+
+def test_columns_are_those_of_all_records_in_order_of_appearance(begun):
+    begun.write_records([{"cycle": 0}, {"cycle": 1, "test/a,b": -3}])
+    assert (begun.path / "cycles.csv").read_text().splitlines() == ['cycle,"test/a,b"', "0,", "1,-3"]
+    assert begun.read_records() == [{"cycle": 0}, {"cycle": 1, "test/a,b": -3}]
+
+
+def test_records_without_a_pool_are_refused(folder):
+    folder.write_records(RECORDS)
+    with pytest.raises(ValueError, match=r"cycles\.csv counts finished cycles, but there is no pool\.json beside it"):
+        folder.read_records()
+
+
+def test_weights_come_back(folder):
+    model = ToyClassifier()
+    folder.write_weights(2, model)
+    state = torch.load(folder.weights(2), weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [path.name for path in folder.cycle(2).iterdir()] == ["weights.ckpt"]
+
+
+def test_the_same_configuration_continues_and_says_so(begun, caplog):
+    caplog.set_level(logging.INFO)
+    config = {"seed": 0, "trainer": {"devices": 1}, "acquisition": {"query_size": 5, "class": "Entropy"}}
+    begun.check_config(config, (), finished=3)
+    assert caplog.messages == [f"Continuing the run in {begun.path} after 3 finished cycles."]
+
+
+def test_a_pool_that_a_plain_trainer_left_has_no_configuration_to_differ_from(folder, caplog):
+    caplog.set_level(logging.INFO)
+    Pool(5).save(folder.pool_file)
+    folder.check_config({"seed": 0}, (), finished=0)
+    assert caplog.messages == [f"Continuing the run in {folder.path} after 0 finished cycles."]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"\(seed: 0 then, 1 now\)"),
+        (
+            {"acquisition": {"class": "Margin", "query_size": 6}},
+            r"\(acquisition\.class: 'Entropy' then, 'Margin' now; ",
+        ),
+        ({"acquisition": {"class": "Entropy"}}, r"\(acquisition\.query_size: 5 then, None now\)"),
+        ({"extra": {"deep": [1, 2]}}, r"\(extra\.deep: None then, \[1, 2\] now\)"),
+        ({"trainer": {"devices": 2}}, r"\(trainer\.devices: 1 then, 2 now\)"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(begun, change, message):
+    config = {"acquisition": {"class": "Entropy", "query_size": 5}, "trainer": {"devices": 1}, "seed": 0}
+    with pytest.raises(ValueError, match=message):
+        begun.check_config({**config, **change}, (), finished=0)
+
+
+def test_free_settings_may_change_with_everything_below_them(begun):
+    config = {"acquisition": {"class": "Entropy", "query_size": 5}, "trainer": {"devices": 2}, "seed": 0}
+    begun.check_config(config, ("trainer.devices",), finished=0)
+    begun.check_config(config, ("trainer",), finished=0)
+    with pytest.raises(ValueError, match=r"trainer\.devices"):
+        begun.check_config(config, ("trainer.device",), finished=0)
+
+
+def test_a_configuration_holds_what_yaml_can(begun):
+    begun.keep_config({"path": Path("a/b"), "sizes": (1, 2), "nested": {"none": None, "flag": True}})
+    kept = yaml.safe_load(begun.config_file.read_text())
+    assert kept == {"path": "a/b", "sizes": [1, 2], "nested": {"none": None, "flag": True}}
+    begun.check_config({"path": Path("a/b"), "sizes": (1, 2), "nested": {"none": None, "flag": True}}, (), finished=0)
+
+
+def test_set_aside_counts_up(begun):
+    begun.set_aside()
+    Pool(6).save(begun.pool_file)
+    begun.set_aside()
+    assert not begun.path.exists()
+    sizes = [Pool.load(begun.path.with_name(f"run.old-{number}") / "pool.json").size for number in (1, 2)]
+    assert sizes == [5, 6]
+
+
+def test_a_folder_that_is_no_run_is_not_renamed(folder):
+    folder.path.mkdir()
+    (folder.path / "notes.txt").write_text("mine")
+    folder.set_aside()
+    assert (folder.path / "notes.txt").exists()
+
+
+def test_the_working_directory_is_not_renamed(begun, monkeypatch):
+    monkeypatch.chdir(begun.path)
+    with pytest.raises(ValueError, match=r"`overwrite=True` would rename .*default_root_dir"):
+        RunFolder(Path(".")).set_aside()
+
+
+def test_a_table_has_aligned_columns_and_gaps():
+    table = format_table([{"cycle": 0, "loss": 0.5}, {"cycle": 10, "loss": 0.25, "new": 7}])
+    assert table.splitlines() == ["cycle    loss  new", "    0  0.5000     ", "   10  0.2500    7"]
+
+
+def test_figures_for_people():
+    assert [show(value) for value in (3, 0.123456, "", 1234567.0)] == ["3", "0.1235", "", "1234567.0000"]
