@@ -17,6 +17,7 @@ from pathlib import Path
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
 from lightning_al.cli.child_runs import Run, check_settings, read_markers, run_all
+from lightning_al.report.comparison_tables import comparison_to_markdown
 from lightning_al.report.curve_plot import draw_comparison
 from lightning_al.storage.run_folder import RunRefusedError
 
@@ -54,7 +55,7 @@ def main() -> int:
         return 1
     paths = {name: {run.seed: run.path for run in runs if run.strategy == name} for name in files}
     comparison = Comparison({name: read_curves(own, METRIC) for name, own in paths.items()}, METRIC, "random")
-    print(f"\n{comparison.to_markdown()}")
+    print(f"\n{comparison_to_markdown(comparison)}")
     print(f"The learning curve is in {draw_comparison(comparison, folder / 'learning_curve.png')}.")
     shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     print(f"What each cycle picked, as a page: .venv/bin/lightning-al report {shown}")

@@ -1,9 +1,8 @@
-"""Learning curves of finished runs, and the numbers that sum them up.
+"""Learning curves of finished runs, and the numbers that summarize them.
 
 A curve is a metric against the number of labels. Rows are runs (seeds), columns are cycles.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_al.storage.cycles_table import metric_names, read_cycles
 
 Array = npt.NDArray[np.float64]
 
@@ -41,19 +42,19 @@ class LearningCurves:
 
     @property
     def seconds_passed(self) -> Array:
-        """The seconds of fits and queries until each cycle was tested, of shape (S, T); its own query comes after."""
+        """The seconds of fits and queries until each cycle's test, which precedes its query, of shape (S, T)."""
         queries = np.nan_to_num(self.query_seconds)
         passed: Array = self.fit_seconds.cumsum(1) + queries.cumsum(1) - queries
         return passed
 
     @property
     def mean_query_seconds(self) -> float:
-        """The mean over the cycles that queried; NaN if none did."""
+        """The mean over the cycles with a query; NaN if there is none."""
         queries = self.query_seconds[~np.isnan(self.query_seconds)]
         return float(queries.mean()) if len(queries) else math.nan
 
     def select(self, seeds: Sequence[int]) -> "LearningCurves":
-        """Return the curves of some seeds only, in the order given."""
+        """Return the curves of these seeds, in this order."""
         rows = [self.seeds.index(seed) for seed in seeds]
         return LearningCurves(
             tuple(seeds), self.labels, self.values[rows], self.fit_seconds[rows], self.query_seconds[rows]
@@ -64,7 +65,7 @@ def read_curves(folders: Mapping[int, Path], metric: str) -> LearningCurves:
     r"""Read the `cycles.csv` of one strategy's run folders.
 
     Args:
-        folders: The run folder of each seed, at least one.
+        folders: The run folder of each seed; at least one.
         metric: A column of `cycles.csv`, such as `test/accuracy`.
 
     Returns:
@@ -89,8 +90,9 @@ def read_curves(folders: Mapping[int, Path], metric: str) -> LearningCurves:
     for seed, run in zip(seeds, runs, strict=True):
         if not np.array_equal(run[0], runs[0][0]):
             raise ValueError(
-                f"{folders[seed]} has {_counts(run[0])} labels, {folders[seeds[0]]} has {_counts(runs[0][0])}: runs "
-                "with other numbers of labels cannot be averaged; leave one out, or give both the same cycles."
+                f"{folders[seed]} has {_format_labels(run[0])} labels, {folders[seeds[0]]} has "
+                f"{_format_labels(runs[0][0])}: runs with different numbers of labels cannot be averaged; leave one "
+                "out, or give both the same cycles."
             )
     _, values, fit_seconds, query_seconds = (np.stack(columns) for columns in zip(*runs, strict=True))
     return LearningCurves(seeds, runs[0][0], values, fit_seconds, query_seconds)
@@ -99,8 +101,8 @@ def read_curves(folders: Mapping[int, Path], metric: str) -> LearningCurves:
 def area(labels: Array, values: Array) -> Array:
     """Average a curve over its label axis: the area under it, divided by its width.
 
-    One number for a whole curve, on the scale of the metric, that does not depend on which cycle one looks at. The
-    trapezoid rule weighs cycles by the labels between them, so batches of different sizes are treated fairly.
+    It summarizes all cycles in one number on the scale of the metric. The trapezoid rule weighs cycles by the labels
+    between them, so query sizes may differ.
 
     ``sum_t (labels_{t+1} - labels_t) (values_t + values_{t+1}) / 2 / (labels_T - labels_1)``
 
@@ -123,9 +125,7 @@ def area(labels: Array, values: Array) -> Array:
     _check_axis("area", labels, values)
     if len(labels) == 1:
         return values[..., 0]
-    steps = np.diff(labels)
-    middles = (values[..., :-1] + values[..., 1:]) / 2
-    result: Array = (middles * steps).sum(-1) / steps.sum()
+    result: Array = np.trapezoid(values, labels, axis=-1) / (labels[-1] - labels[0])
     return result
 
 
@@ -149,7 +149,7 @@ def mean_and_sd(values: Array) -> tuple[Array, Array]:
 
 
 def labels_to_target(labels: Array, values: Array, target: float, *, lower_is_better: bool = False) -> Array:
-    """Find how many labels each run needs until its curve first reaches a target.
+    """Return how many labels each run needs until its curve first reaches a target.
 
     Between two cycles the curve is a straight line:
     ``labels_t + (target - values_t) / (values_{t+1} - values_t) (labels_{t+1} - labels_t)``.
@@ -158,11 +158,11 @@ def labels_to_target(labels: Array, values: Array, target: float, *, lower_is_be
         labels: Numbers of labels of shape (T,), increasing.
         values: The metric of shape (S, T).
         target: The value to reach.
-        lower_is_better: Reach it from above, as with an error.
+        lower_is_better: Whether a run reaches the target from above, as with an error.
 
     Returns:
         Numbers of labels of shape (S,): the first entry of `labels` where a run begins at the target or beyond,
-        infinity where it never reaches it. A value of NaN reaches nothing, and no line leads from it.
+        infinity where it never reaches it. A value of NaN does not reach the target, and is not interpolated from.
 
     Raises:
         ValueError: If `labels` has another shape than (T,), does not increase, or does not match `values`.
@@ -192,17 +192,15 @@ def labels_to_target(labels: Array, values: Array, target: float, *, lower_is_be
 def _read_run(folder: Path, metric: str) -> tuple[Array, Array, Array, Array]:
     """Return labels, values, seconds of the fit and of the query, each of shape (T,)."""
     table = folder / "cycles.csv"
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or any(not row.get(metric) for row in rows):
-        known = [name for name in (rows[0] if rows else ()) if "/" in name]
-        raise ValueError(f"{table} has no `{metric}` in every row; it has {', '.join(known) or 'no metric'}.")
-    queries = [
-        float(row["score_seconds"]) + float(row["select_seconds"]) if int(row["queried"]) else math.nan for row in rows
-    ]
-    columns = ([float(row[name]) for row in rows] for name in ("labeled", metric, "fit_seconds"))
-    labels, values, fits = (np.array(column, dtype=np.float64) for column in columns)
-    return labels, values, fits, np.array(queries, dtype=np.float64)
+    records = read_cycles(table)
+    if not records or any(metric not in record.metrics for record in records):
+        available = metric_names(records) if records else []
+        raise ValueError(f"{table} has no `{metric}` in every row; it has {', '.join(available) or 'no metric'}.")
+    labels = np.array([record.labeled for record in records], dtype=np.float64)
+    values = np.array([record.metrics[metric] for record in records], dtype=np.float64)
+    fit_seconds = np.array([record.fit_seconds for record in records], dtype=np.float64)
+    query_seconds = [record.query_seconds if record.queried else math.nan for record in records]
+    return labels, values, fit_seconds, np.array(query_seconds, dtype=np.float64)
 
 
 def _check_axis(name: str, labels: Array, values: Array) -> None:
@@ -213,5 +211,5 @@ def _check_axis(name: str, labels: Array, values: Array) -> None:
         )
 
 
-def _counts(labels: Array) -> str:
+def _format_labels(labels: Array) -> str:
     return ", ".join(f"{count:g}" for count in labels)

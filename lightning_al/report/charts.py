@@ -1,6 +1,6 @@
 """The charts of the page as Plotly specifications; plotly is imported when one is made.
 
-Colors of text, grid and background come from the page, which knows whether it is dark.
+Colors of text, grid and background come from the page's script, which follows the browser's color scheme.
 """
 
 import json
@@ -13,9 +13,10 @@ import numpy as np
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import mean_and_sd
 from lightning_al.report.curve_plot import assign_styles
-from lightning_al.report.runs import Query
-from lightning_al.storage.cycles_table import Record
-from lightning_al.tracking.trackers import SHOWN_QUANTILES
+from lightning_al.report.runs import ReportedQuery
+from lightning_al.report.tables import format_count
+from lightning_al.storage.cycles_table import CycleRecord
+from lightning_al.storage.query_files import PLOTTED_QUANTILES
 
 Chart = dict[str, Any]
 
@@ -24,15 +25,15 @@ GRAY = "#808080"
 SIDES = {"candidates": "#7f9db9", "picks": "#e4572e"}
 CLASS_COLORS: tuple[str, ...] = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6")
 CLASS_COLORS += ("#9d755d", "#bab0ac", "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d")
-LOG_FROM = 100.0  # the ratio of quantiles from which scores are drawn on a logarithmic axis
+LOG_AXIS_RATIO = 100.0  # largest to smallest quantile; above it a linear axis would flatten the lower boxes
 
 
 def learning_curves(comparison: Comparison, on_seconds: bool) -> Chart:
-    """Draw mean and band of every strategy.
+    """Plot mean and band of every strategy.
 
     Args:
-        comparison: What to draw.
-        on_seconds: Over the seconds of fit and query until then, instead of labels.
+        comparison: Of at least one strategy.
+        on_seconds: Whether the axis is the seconds of fit and query until each test, instead of labels.
 
     Returns:
         The chart; the band is a standard error to either side.
@@ -43,44 +44,44 @@ def learning_curves(comparison: Comparison, on_seconds: bool) -> Chart:
     styles = assign_styles(comparison)
     figure = go.Figure()
     for name in comparison.best_first():
-        own, style = comparison.curves[name], styles[name]
+        curves, style = comparison.curves[name], styles[name]
         color = GRAY if style["color"] == "0.4" else style["color"]
-        mean, sd = mean_and_sd(own.values)
-        x = own.seconds_passed.mean(0) if on_seconds else own.labels
-        if len(own.seeds) > 1:
-            error = sd / math.sqrt(len(own.seeds))
+        mean, sd = mean_and_sd(curves.values)
+        x = curves.seconds_passed.mean(0) if on_seconds else curves.labels
+        if len(curves.seeds) > 1:
+            error = sd / math.sqrt(len(curves.seeds))
             figure.add_scatter(
                 x=[*x, *x[::-1]],
                 y=[*(mean + error), *(mean - error)[::-1]],
                 mode="lines",
                 fill="toself",
-                fillcolor=_faint(color),
+                fillcolor=_translucent(color),
                 line={"width": 0},
                 hoverinfo="skip",
                 legendgroup=name,
                 showlegend=False,
             )
-        seeds = f"{len(own.seeds)} seed{'' if len(own.seeds) == 1 else 's'}"
+        seeds = format_count(len(curves.seeds), "seed")
         figure.add_scatter(
             x=x,
             y=mean,
-            customdata=np.stack([own.labels, np.nan_to_num(sd)], 1),
+            customdata=np.stack([curves.labels, np.nan_to_num(sd)], 1),
             mode="lines+markers",
             name=name,
             legendgroup=name,
             line={"color": color, "dash": DASHES[style["linestyle"]]},
-            hovertemplate=f"<b>{_plain(name)}</b><br>%{{customdata[0]:.0f}} labels: %{{y:.4g}}"
+            hovertemplate=f"<b>{_escape(name)}</b><br>%{{customdata[0]:.0f}} labels: %{{y:.4g}}"
             f" ± %{{customdata[1]:.2g}} ({seeds})<extra></extra>",
         )
     figure.update_layout(
         xaxis={"title": {"text": "seconds of fit and query" if on_seconds else "labeled samples"}},
-        yaxis={"title": {"text": _plain(comparison.metric)}},
+        yaxis={"title": {"text": _escape(comparison.metric)}},
     )
     return _chart(figure)
 
 
-def metrics_over_labels(records: Sequence[Record], names: Sequence[str]) -> Chart | None:
-    """Draw the test metrics of one run; None if there is none."""
+def metrics_over_labels(records: Sequence[CycleRecord], names: Sequence[str]) -> Chart | None:
+    """Plot the test metrics of one run; return None if there is none."""
     import plotly.graph_objects as go
 
     if not names:
@@ -88,46 +89,49 @@ def metrics_over_labels(records: Sequence[Record], names: Sequence[str]) -> Char
     figure = go.Figure()
     for position, name in enumerate(names):
         figure.add_scatter(
-            x=[record["labeled"] for record in records],
-            y=[record[name] for record in records],
+            x=[record.labeled for record in records],
+            y=[record.metrics[name] for record in records],
             mode="lines+markers",
-            name=_plain(name),
+            name=_escape(name),
             line={"color": CLASS_COLORS[position % len(CLASS_COLORS)]},
-            hovertemplate=f"<b>{_plain(name)}</b><br>%{{x}} labels: %{{y:.4g}}<extra></extra>",
+            hovertemplate=f"<b>{_escape(name)}</b><br>%{{x}} labels: %{{y:.4g}}<extra></extra>",
         )
     figure.update_layout(xaxis={"title": {"text": "labeled samples"}}, showlegend=True)
     return _chart(figure)
 
 
-def classes_of(queries: Sequence[Query]) -> list[str]:
-    """Return the classes that were picked at all, numbers in their order."""
-    return sorted({name for query in queries for name in query.classes}, key=_natural)
+def classes_of(queries: Sequence[ReportedQuery]) -> list[str]:
+    """Return the classes of all picks, sorted; numbers by value, before other names."""
+    return sorted({name for query in queries for name in query.classes}, key=_class_order)
 
 
-def boxes_of(queries: Sequence[Query]) -> dict[str, list[list[float]]]:
-    """Return the 5, 25, 50, 75 and 95 % quantiles of scores per query: of candidates, and of picks if all know them.
+def boxes_of(queries: Sequence[ReportedQuery]) -> dict[str, list[list[float]]]:
+    """Return the 5, 25, 50, 75 and 95 % quantiles of scores per query, of candidates and of picks.
 
     Args:
-        queries: Those that are scored.
+        queries: Those with quantiles of scores.
 
     Returns:
-        Rows of five numbers, one per query, by the name of the side.
+        Rows of five numbers, one per query, for `candidates`, and for `picks` if all queries know their scores.
 
     """
     sides = {"candidates": [query.quantiles for query in queries]}
     if all(query.scores for query in queries):
         sides["picks"] = [query.quantiles_of_picks for query in queries]
-    return {name: [[row[at] for at in SHOWN_QUANTILES.values()] for row in rows] for name, rows in sides.items()}
+    return {
+        name: [[row[position] for position in PLOTTED_QUANTILES.values()] for row in rows]
+        for name, rows in sides.items()
+    }
 
 
 def is_wide(boxes: Mapping[str, Sequence[Sequence[float]]]) -> bool:
-    """Tell whether boxes need a logarithmic axis."""
+    """Return whether boxes need a logarithmic axis."""
     ends = [end for rows in boxes.values() for row in rows for end in (row[0], row[-1])]
-    return min(ends) > 0 and max(ends) / min(ends) > LOG_FROM
+    return min(ends) > 0 and max(ends) / min(ends) > LOG_AXIS_RATIO
 
 
-def class_mix(queries: Sequence[Query]) -> Chart | None:
-    """Draw how many samples of each class every cycle labeled; None where no labels are known."""
+def class_mix(queries: Sequence[ReportedQuery]) -> Chart | None:
+    """Plot how many samples of each class every cycle labeled; return None where no labels are known."""
     import plotly.graph_objects as go
 
     known = [query for query in queries if query.classes]
@@ -138,13 +142,13 @@ def class_mix(queries: Sequence[Query]) -> Chart | None:
         figure.add_bar(
             x=[query.cycle for query in known],
             y=[query.classes.get(name, 0) for query in known],
-            name=_plain(name),
+            name=_escape(name),
             marker={"color": CLASS_COLORS[position % len(CLASS_COLORS)]},
-            hovertemplate=f"cycle %{{x}}: <b>%{{y}}</b> of class {_plain(name)}<extra></extra>",
+            hovertemplate=f"cycle %{{x}}: <b>%{{y}}</b> of class {_escape(name)}<extra></extra>",
         )
     figure.update_layout(
         barmode="stack",
-        xaxis={"title": {"text": "cycle"}, "dtick": _tick(known)},
+        xaxis={"title": {"text": "cycle"}, "dtick": _tick_step(known)},
         yaxis={"title": {"text": "picks by class"}},
         legend={"title": {"text": "class "}, "traceorder": "normal"},
         showlegend=True,
@@ -152,14 +156,14 @@ def class_mix(queries: Sequence[Query]) -> Chart | None:
     return _chart(figure)
 
 
-def score_distribution(queries: Sequence[Query]) -> Chart | None:
-    """Draw boxes of the scores of candidates and picks per cycle; None where a strategy has no scores.
+def score_distribution(queries: Sequence[ReportedQuery]) -> Chart | None:
+    """Plot boxes of the scores of candidates and picks per cycle; return None where a strategy has no scores.
 
     Boxes are the quartiles with the median, whiskers the 5 and 95 % quantiles.
     """
     import plotly.graph_objects as go
 
-    known = [query for query in queries if query.scored]
+    known = [query for query in queries if query.has_score_quantiles]
     if not known:
         return None
     figure = go.Figure()
@@ -179,32 +183,38 @@ def score_distribution(queries: Sequence[Query]) -> Chart | None:
         )
     figure.update_layout(
         boxmode="group",
-        xaxis={"title": {"text": "cycle"}, "dtick": _tick(known)},
+        xaxis={"title": {"text": "cycle"}, "dtick": _tick_step(known)},
         yaxis={"title": {"text": "score"}, "type": "log" if is_wide(boxes) else "linear", "exponentformat": "e"},
         showlegend=True,
     )
     return _chart(figure)
 
 
-def figures_over_cycles(queries: Sequence[Query], names: Mapping[str, str]) -> Chart | None:
-    """Draw figures of the queries, such as their redundancy, by name and what to call them; None if there is none."""
+def query_metrics_over_cycles(queries: Sequence[ReportedQuery], captions: Mapping[str, str]) -> Chart | None:
+    """Plot metrics of the queries, such as their redundancy; return None if there is none.
+
+    Args:
+        queries: Of one run.
+        captions: The caption of each metric, by its name in `query.json`.
+
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for position, (name, called) in enumerate(names.items()):
-        known = [query for query in queries if name in query.figures]
+    for position, (name, caption) in enumerate(captions.items()):
+        known = [query for query in queries if name in query.metrics]
         if known:
             figure.add_scatter(
                 x=[query.cycle for query in known],
-                y=[query.figures[name] for query in known],
+                y=[query.metrics[name] for query in known],
                 mode="lines+markers",
-                name=called,
+                name=caption,
                 line={"color": CLASS_COLORS[position]},
-                hovertemplate=f"cycle %{{x}}: {called} <b>%{{y:.3g}}</b><extra></extra>",
+                hovertemplate=f"cycle %{{x}}: {caption} <b>%{{y:.3g}}</b><extra></extra>",
             )
     if not figure.data:
         return None
-    figure.update_layout(xaxis={"title": {"text": "cycle"}, "dtick": _tick(queries)}, showlegend=True)
+    figure.update_layout(xaxis={"title": {"text": "cycle"}, "dtick": _tick_step(queries)}, showlegend=True)
     return _chart(figure)
 
 
@@ -215,19 +225,19 @@ def _chart(figure: Any) -> Chart:
     return chart
 
 
-def _faint(color: str) -> str:
+def _translucent(color: str) -> str:
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def _plain(text: str) -> str:
-    """Escape what Plotly would take for markup, or for the beginning of a value."""
+def _escape(text: str) -> str:
+    """Escape markup and the beginning of a Plotly variable."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
 
 
-def _natural(name: str) -> tuple[int, str]:
+def _class_order(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (2**31, name)
 
 
-def _tick(queries: Sequence[Query]) -> int:
+def _tick_step(queries: Sequence[ReportedQuery]) -> int:
     return max(1, math.ceil(len(queries) / 10))

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, and which of them can be compared."""
+"""Groups of runs that differ only in the seed, and the comparison of groups."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
 from lightning_al.report.runs import ReportedRun
-from lightning_al.storage.cycles_table import metrics_of
+from lightning_al.storage.cycles_table import metric_names
 from lightning_al.storage.run_folder import RunRefusedError
-from lightning_al.storage.settings import FREE_SETTINGS, flatten, is_free
+from lightning_al.storage.settings import RESUMABLE_SETTINGS, flatten, may_change
 
 SEEDS = ("seed_everything", "data.seed")
-MOST_NAMED = 3  # settings that tell groups of one name apart
-LONGEST_NAME = 60  # characters of these
+MAX_SETTINGS = 3  # in the name of a group, whose legend entry has to stay readable
+MAX_CHARACTERS = 60  # of these settings
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Group:
     """Runs of one strategy with the same settings.
 
     Attributes:
-        name: The strategy, with settings behind it where another group has the same.
-        runs: By seed.
+        name: The strategy; with the distinguishing settings where another group has the same strategy.
+        runs: By ascending seed.
 
     """
 
@@ -37,23 +37,23 @@ class Group:
 
     @property
     def complete(self) -> dict[int, ReportedRun]:
-        """The runs that got as far as the longest one, by seed."""
+        """The runs with as many cycles as the longest one, by seed."""
         return {run.seed or 0: run for run in self.runs if _labels(run) == self.labels}
 
     @property
     def incomplete(self) -> list[ReportedRun]:
-        """The others."""
+        """The runs with fewer cycles than the longest one."""
         return [run for run in self.runs if _labels(run) != self.labels]
 
 
 def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
-    """Put runs together that differ in the seed only.
+    """Group runs that differ only in the seed.
 
     Args:
         runs: Any runs.
 
     Returns:
-        Groups with names of their own, in the order of their first runs. Runs of a comparison belong together by their
+        Groups with distinct names, in the order of their first runs. Runs of one comparison are grouped by their
         folder. Runs of the same settings and seed are groups of one, named after their folders.
 
     """
@@ -62,43 +62,45 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
         key = str(run.path.resolve().parent) if run.compared else repr(sorted(_settings(run).items()))
         by_settings.setdefault((run.strategy, key), []).append(run)
     groups: list[Group] = []
-    for (strategy, _), alike in by_settings.items():
-        several = Counter(name for name, _ in by_settings)[strategy] > 1
-        name = f"{strategy} ({_told_apart(alike[0], strategy, by_settings)})" if several else strategy
-        seeds = [run.seed for run in alike]
+    for (strategy, _), members in by_settings.items():
+        same_strategy = [runs[0] for (name, _), runs in by_settings.items() if name == strategy]
+        name = strategy
+        if len(same_strategy) > 1:
+            name += f" ({_distinguishing_settings(members[0], same_strategy)})"
+        seeds = [run.seed for run in members]
         if len(set(seeds)) == len(seeds):
-            groups.append(Group(name, sorted(alike, key=lambda run: run.seed or 0)))
+            groups.append(Group(name, sorted(members, key=lambda run: run.seed or 0)))
         else:
-            groups += [Group(f"{name} in {run.path.name}", [run]) for run in alike]
+            groups += [Group(f"{name} in {run.path.name}", [run]) for run in members]
     return groups
 
 
-def choose_metric(runs: Sequence[ReportedRun], asked: str | None) -> tuple[str, bool]:
-    """Choose what the learning curves show.
+def choose_metric(runs: Sequence[ReportedRun], requested: str | None) -> tuple[str, bool]:
+    """Choose the metric of the learning curves.
 
     Args:
         runs: At least one.
-        asked: A test metric; by default the first one that all runs have, a loss only if there is nothing else.
+        requested: A test metric; by default the first one that all runs have, a loss only if there is nothing else.
 
     Returns:
-        Its name, and whether it looks like something to bring down.
+        Its name, and whether the name is that of an error or a loss, so that lower is better.
 
     Raises:
         RunRefusedError: If not all runs have it.
 
     """
-    common = [name for name in metrics_of(runs[0].records) if all(name in metrics_of(run.records) for run in runs)]
-    if asked is not None and asked not in common:
+    common = [name for name in metric_names(runs[0].records) if all(name in metric_names(run.records) for run in runs)]
+    if requested is not None and requested not in common:
         raise RunRefusedError(
-            f"--metric {asked}: not every run has it; all have {', '.join(common) or 'no test metric'}."
+            f"--metric {requested}: not every run has it; all have {', '.join(common) or 'no test metric'}."
         )
     if not common:
         raise RunRefusedError(
             "The runs have no test metric in common, so there is no learning curve: give the datamodule a "
             "`test_dataloader` and the module a `test_step` that logs, or report the runs one by one."
         )
-    chosen = asked or next((name for name in common if not _is_cost(name)), common[0])
-    return chosen, _is_cost(chosen)
+    metric = requested or next((name for name in common if not _is_cost(name)), common[0])
+    return metric, _is_cost(metric)
 
 
 def compare_groups(
@@ -108,10 +110,10 @@ def compare_groups(
 
     Args:
         groups: At least one.
-        metric: What the curves show.
-        baseline: The group to compare with; by default the one whose strategy draws at random.
+        metric: A test metric of all runs.
+        baseline: The group to compare with; by default the first whose name begins with `random`.
         lower_is_better: Whether the metric is an error.
-        targets: Values whose cost in labels is asked for.
+        targets: Values of the metric for which to report the labels needed.
 
     Returns:
         The comparison, over the numbers of labels that most runs have, and the groups left out of it.
@@ -122,36 +124,40 @@ def compare_groups(
     """
     if baseline is not None and baseline not in {group.name for group in groups}:
         raise RunRefusedError(f"--baseline {baseline}: there is {', '.join(group.name for group in groups)}.")
-    axes = Counter(group.labels for group in groups for _ in group.complete)
-    axis = max(axes, key=lambda labels: (axes[labels], len(labels)))
-    chosen = [group for group in groups if group.labels == axis]
+    runs_by_labels = Counter(group.labels for group in groups for _ in group.complete)
+    labels = max(runs_by_labels, key=lambda labels: (runs_by_labels[labels], len(labels)))
+    compared = [group for group in groups if group.labels == labels]
     curves = {
-        group.name: read_curves({seed: run.path for seed, run in group.complete.items()}, metric) for group in chosen
+        group.name: read_curves({seed: run.path for seed, run in group.complete.items()}, metric) for group in compared
     }
     if baseline is None:
         baseline = next(
             (name for name in curves if name.lower().startswith("random") and "subset" not in name.lower()), ""
         )
     comparison = Comparison(curves, metric, baseline, targets=tuple(targets), lower_is_better=lower_is_better)
-    return comparison, [group for group in groups if group not in chosen]
+    return comparison, [group for group in groups if group not in compared]
 
 
 def _labels(run: ReportedRun) -> tuple[float, ...]:
-    return tuple(float(record["labeled"]) for record in run.records)
+    return tuple(float(record.labeled) for record in run.records)
 
 
 def _settings(run: ReportedRun) -> dict[str, Any]:
-    settings = run.marker.get("settings") or run.config
-    return {name: value for name, value in flatten(settings).items() if not is_free(name, (*FREE_SETTINGS, *SEEDS))}
+    settings = (run.completion.settings if run.completion else None) or run.config
+    return {
+        name: value for name, value in flatten(settings).items() if not may_change(name, (*RESUMABLE_SETTINGS, *SEEDS))
+    }
 
 
-def _told_apart(run: ReportedRun, strategy: str, by_settings: dict[tuple[str, str], list[ReportedRun]]) -> str:
-    """Return the settings in which a group differs from others of its strategy, or its folder."""
-    own = _settings(run)
-    others = [_settings(alike[0]) for (name, _), alike in by_settings.items() if name == strategy]
-    differing = [name for name in own if any(other.get(name, own[name]) != own[name] for other in others)]
-    named = ", ".join(f"{name.rpartition('.')[2]}={own[name]}" for name in differing[:MOST_NAMED])
-    return (named if len(named) <= LONGEST_NAME else f"{named[: LONGEST_NAME - 1]}…") or run.path.resolve().parent.name
+def _distinguishing_settings(run: ReportedRun, same_strategy: Sequence[ReportedRun]) -> str:
+    """Return the settings in which a run differs from others of its strategy, or else the name of its folder."""
+    settings = _settings(run)
+    others = [_settings(other) for other in same_strategy]
+    differing = [name for name, value in settings.items() if any(other.get(name, value) != value for other in others)]
+    named = ", ".join(f"{name.rpartition('.')[2]}={settings[name]}" for name in differing[:MAX_SETTINGS])
+    if len(named) > MAX_CHARACTERS:
+        named = f"{named[: MAX_CHARACTERS - 1]}…"
+    return named or run.path.resolve().parent.name
 
 
 def _is_cost(name: str) -> bool:

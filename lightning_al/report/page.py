@@ -1,25 +1,25 @@
-"""The page itself: one HTML file that needs nothing else."""
+"""The page: one HTML file with its scripts, styles and pictures inside."""
 
 from collections.abc import Sequence
 from importlib.resources import files
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.report import charts
-from lightning_al.report.contents import cards, comparison_table, describe_runs
+from lightning_al.report.contents import comparison_table, describe_runs, summary_cards
 from lightning_al.report.groups import Group
 
 
-def make_page(comparison: Comparison | None, groups: Sequence[Group], apart: Sequence[Group], title: str) -> str:
+def make_page(comparison: Comparison | None, groups: Sequence[Group], not_compared: Sequence[Group], title: str) -> str:
     """Write the page.
 
     Args:
         comparison: Of the groups with the same numbers of labels; None where runs have no test metric.
         groups: All runs.
-        apart: Groups that are not in the comparison.
+        not_compared: Groups that are not in the comparison.
         title: Of the page.
 
     Returns:
-        HTML that opens from disk and asks for nothing: scripts, pictures and styles are in it.
+        HTML that opens from disk and loads no other file.
 
     Raises:
         ModuleNotFoundError: If jinja2 or plotly is missing.
@@ -48,13 +48,13 @@ def make_page(comparison: Comparison | None, groups: Sequence[Group], apart: Seq
     static = files("lightning_al.report") / "templates"
     return environment.get_template("page.html").render(
         title=title,
-        cards=cards(comparison, groups),
+        cards=summary_cards(comparison, groups),
         comparison=comparison,
         curves=curves,
         table=comparison_table(comparison) if comparison is not None else None,
-        apart=apart,
+        not_compared=not_compared,
         incomplete=[run for group in groups for run in group.incomplete],
-        parts=describe_runs(groups),
+        sections=describe_runs(groups),
         style=(static / "page.css").read_text(encoding="utf-8"),
         script=(static / "page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),

@@ -1,4 +1,8 @@
-"""The same as on the page in pictures, for slides and papers; matplotlib is imported when one is drawn."""
+"""The charts of the page as pictures, for slides and papers; matplotlib is imported when one is drawn.
+
+The page's Plotly cannot write them: to make a PNG it needs kaleido with an installed browser, which a server that
+trains networks seldom has.
+"""
 
 import re
 from collections.abc import Sequence
@@ -11,22 +15,22 @@ from lightning_al.analysis.comparison import Comparison
 from lightning_al.report.charts import CLASS_COLORS, SIDES, boxes_of, classes_of, is_wide
 from lightning_al.report.curve_plot import draw_comparison
 from lightning_al.report.groups import Group
-from lightning_al.report.runs import Query
+from lightning_al.report.runs import ReportedQuery
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_PICKS = 16  # of a cycle, side by side
-MOST_CYCLES = 12  # of a contact sheet, evenly spaced
+MAX_PICKS = 16  # per cycle, side by side, so that a picture stays recognizable on a slide
+MAX_CYCLES = 12  # rows of a contact sheet, evenly spaced over the cycles
 
 
 def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder: Path) -> list[Path]:
-    """Draw the learning curves, and for the first seed of every strategy that tells of its queries what they did.
+    """Write the learning curves, and the queries of the first seed of every strategy that kept them.
 
     Args:
         comparison: Of strategies; None where there are no learning curves.
         groups: All runs.
-        folder: Made if it is missing.
+        folder: Where to write; made if it is missing.
 
     Returns:
         The paths: `learning_curves.png`, `learning_curves_seconds.png` and `queries-<strategy>.png`.
@@ -36,25 +40,25 @@ def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder
 
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    paths = []
     if comparison is not None:
-        drawn.append(draw_comparison(comparison, folder / "learning_curves.png"))
-        drawn.append(draw_comparison(comparison, folder / "learning_curves_seconds.png", on_seconds=True))
+        paths.append(draw_comparison(comparison, folder / "learning_curves.png"))
+        paths.append(draw_comparison(comparison, folder / "learning_curves_seconds.png", on_seconds=True))
     for group in groups:
         run = next((run for run in group.runs if run.queries), None)
         if run is not None:
             seed = "" if run.seed is None else f", seed {run.seed}"
             file = folder / f"queries-{re.sub(r'[^A-Za-z0-9_.=-]+', '-', group.name).strip('-')}.png"
-            drawn.append(draw_queries(run.queries, f"{group.name}{seed}", file))
-    return drawn
+            paths.append(draw_queries(run.queries, f"{group.name}{seed}", file))
+    return paths
 
 
-def draw_queries(queries: Sequence[Query], title: str, path: Path) -> Path:
-    """Draw class mix, scores and a contact sheet of the queries of one run, as far as they are known.
+def draw_queries(queries: Sequence[ReportedQuery], title: str, path: Path) -> Path:
+    """Write class mix, scores and a contact sheet of the queries of one run, as far as they are known.
 
     Args:
         queries: At least one.
-        title: Above it.
+        title: The heading of the picture.
         path: The picture.
 
     Returns:
@@ -63,29 +67,29 @@ def draw_queries(queries: Sequence[Query], title: str, path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    classes, scored = classes_of(queries), [query for query in queries if query.scored]
+    classes, scored = classes_of(queries), [query for query in queries if query.has_score_quantiles]
     sheet = _contact_sheet(queries)
     heights = [3.0] * bool(classes or scored) + ([9 * sheet.shape[0] / sheet.shape[1]] if sheet is not None else [])
     figure = Figure(figsize=(10, 0.6 + sum(heights or [1.0])), layout="constrained")
     figure.suptitle(title, fontsize=11)
     rows = list(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1.0], squeeze=False)[:, 0])
     if classes or scored:
-        above = list(np.ravel(rows.pop(0).subplots(1, bool(classes) + bool(scored))))
+        top_row = list(np.ravel(rows.pop(0).subplots(1, bool(classes) + bool(scored))))
         if classes:
-            _draw_classes(above.pop(0), queries, classes)
+            _draw_classes(top_row.pop(0), queries, classes)
         if scored:
-            _draw_scores(above.pop(0), scored)
+            _draw_scores(top_row.pop(0), scored)
     if sheet is not None:
         axes = rows.pop(0).subplots()
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
-        shown = _shown(queries)
-        axes.set_yticks((np.arange(len(shown)) + 0.5) * sheet.shape[0] / len(shown), [query.cycle for query in shown])
+        cycles = [query.cycle for query in _evenly_spaced(queries)]
+        axes.set_yticks((np.arange(len(cycles)) + 0.5) * sheet.shape[0] / len(cycles), cycles)
         axes.set(ylabel="cycle", xlabel="picks, the first on the left", xticks=[])
     figure.savefig(path, dpi=130)
     return path
 
 
-def _draw_classes(axes: "Axes", queries: Sequence[Query], classes: Sequence[str]) -> None:
+def _draw_classes(axes: "Axes", queries: Sequence[ReportedQuery], classes: Sequence[str]) -> None:
     cycles = [query.cycle for query in queries]
     bottom = np.zeros(len(queries))
     for position, name in enumerate(classes):
@@ -100,31 +104,32 @@ def _draw_classes(axes: "Axes", queries: Sequence[Query], classes: Sequence[str]
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_scores(axes: "Axes", queries: Sequence[Query]) -> None:
+def _draw_scores(axes: "Axes", queries: Sequence[ReportedQuery]) -> None:
     boxes = boxes_of(queries)
     for (name, rows), shift in zip(boxes.items(), (-0.2, 0.2), strict=False):  # one side, or both
         stats = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), row, strict=True), fliers=[]) for row in rows]
-        look = {"facecolor": SIDES[name], "alpha": 0.6, "label": name}
+        box_style = {"facecolor": SIDES[name], "alpha": 0.6, "label": name}
         positions = [query.cycle + shift for query in queries]
-        axes.bxp(stats, positions, widths=0.35, patch_artist=True, boxprops=look, manage_ticks=False)
-    handles, names = axes.get_legend_handles_labels()
+        axes.bxp(stats, positions, widths=0.35, patch_artist=True, boxprops=box_style, manage_ticks=False)
+    # Every box has a legend entry; one per side is enough.
+    patches, names = axes.get_legend_handles_labels()
     axes.legend(
-        list(dict(zip(names, handles, strict=True)).values()), list(dict.fromkeys(names)), fontsize=8, frameon=False
+        list(dict(zip(names, patches, strict=True)).values()), list(dict.fromkeys(names)), fontsize=8, frameon=False
     )
     axes.set(xlabel="cycle", ylabel="score", yscale="log" if is_wide(boxes) else "linear")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _shown(queries: Sequence[Query]) -> list[Query]:
-    rows = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), MOST_CYCLES)).round().astype(int))
+def _evenly_spaced(queries: Sequence[ReportedQuery]) -> list[ReportedQuery]:
+    rows = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), MAX_CYCLES)).round().astype(int))
     return [queries[row] for row in rows]
 
 
-def _contact_sheet(queries: Sequence[Query]) -> Any:
-    """Return (H, W, 3) pixels, one row of pictures per cycle; None if the picks are no pictures."""
+def _contact_sheet(queries: Sequence[ReportedQuery]) -> Any:
+    """Return pixels of shape (H, W, 3), one row of pictures per cycle; None if the picks are no pictures."""
     from PIL import Image
 
-    rows = [[_picture(query, pick["file"]) for pick in query.picks[:MOST_PICKS]] for query in _shown(queries)]
+    rows = [[_picture(query, pick.file) for pick in query.picks[:MAX_PICKS]] for query in _evenly_spaced(queries)]
     sides = [max(picture.size) for row in rows for picture in row if picture is not None]
     if not sides:
         return None
@@ -141,7 +146,7 @@ def _contact_sheet(queries: Sequence[Query]) -> Any:
     return np.asarray(sheet)
 
 
-def _picture(query: Query, file: str) -> Any:
+def _picture(query: ReportedQuery, file: str) -> Any:
     from PIL import Image
 
     if not file.endswith(".png"):
@@ -149,5 +154,5 @@ def _picture(query: Query, file: str) -> Any:
     try:
         with Image.open(query.folder / Path(file).name) as picture:
             return picture.convert("RGB")
-    except OSError:  # it is gone
+    except OSError:  # the file was deleted or is damaged
         return None

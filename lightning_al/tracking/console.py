@@ -1,17 +1,17 @@
-"""What a person reads in the terminal about cycles."""
+"""The cycles of a run as text for the terminal."""
 
-from lightning_al.report.tables import show
-from lightning_al.storage.cycles_table import Record
+from lightning_al.report.tables import format_number, format_text_table
+from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRow
 
 
-def format_table(records: list[Record]) -> str:
-    """Lay records out as a table of plain text.
+def format_table(records: list[CycleRow]) -> str:
+    """Format the records of cycles as a table of plain text.
 
     Args:
         records: One mapping from names to numbers per row.
 
     Returns:
-        Lines of equal width; the seconds come last as they do in the records.
+        Lines with aligned columns, in the order of the records; a value that a record lacks is blank.
 
     Example:
         >>> print(format_table([{"cycle": 0, "labeled": 10, "accuracy": 0.5}]))
@@ -20,19 +20,17 @@ def format_table(records: list[Record]) -> str:
 
     """
     names = list(dict.fromkeys(name for record in records for name in record))
-    rows = [names, *([show(record.get(name, "")) for name in names] for record in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return format_text_table(names, [[format_number(record.get(name, "")) for name in names] for record in records])
 
 
-def format_cycle(record: Record) -> str:
-    """Lay the record of one cycle out as a line.
+def format_cycle(record: CycleRow) -> str:
+    """Format the record of one cycle as a line.
 
     Args:
         record: As in `cycles.csv`.
 
     Returns:
-        What a person wants to know at once.
+        The number of labels, the metrics, the size of the query and the seconds.
 
     Example:
         >>> format_cycle({"cycle": 3, "labeled": 80, "queried": 20, "test/accuracy": 0.87654, "fit_seconds": 2.5,
@@ -40,11 +38,10 @@ def format_cycle(record: Record) -> str:
         'Cycle 3: 80 labeled, test/accuracy 0.8765, 20 queried; fit 2.5 s, query 0.5 s'
 
     """
-    seconds = {"fit_seconds", "score_seconds", "select_seconds"}
-    metrics = [name for name in record if name not in {"cycle", "labeled", "queried", *seconds}]
-    said = [f"{record['labeled']} labeled", *(f"{name} {show(record[name])}" for name in metrics)]
-    query = record["score_seconds"] + record["select_seconds"]
+    results = [f"{record['labeled']} labeled"]
+    results += [f"{name} {format_number(value)}" for name, value in record.items() if name not in BOOKKEEPING]
+    query_seconds = record["score_seconds"] + record["select_seconds"]
     return (
-        f"Cycle {record['cycle']}: {', '.join(said)}, {record['queried']} queried; fit {record['fit_seconds']:.1f} s, "
-        f"query {query:.1f} s"
+        f"Cycle {record['cycle']}: {', '.join(results)}, {record['queried']} queried; "
+        f"fit {record['fit_seconds']:.1f} s, query {query_seconds:.1f} s"
     )

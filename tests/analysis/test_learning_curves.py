@@ -34,18 +34,18 @@ def write_run(folder, *rows, head=HEAD):
 def test_curves_are_read_by_ascending_seed_whatever_the_order_given(tmp_path):
     nine = write_run(tmp_path / "nine", "0,20,10,0.5,1.5,3,1,0.5", "1,30,0,0.75,1.25,4,0,0")
     two = write_run(tmp_path / "two", "0,20,10,0.25,2.5,5,2,0.25", "1,30,0,0.5,2.25,6,0,0")
-    own = read_curves({9: nine, 2: two}, "test/accuracy")
-    assert own.seeds == (2, 9)
-    np.testing.assert_array_equal(own.labels, [20, 30])
-    np.testing.assert_array_equal(own.values, [[0.25, 0.5], [0.5, 0.75]])
-    np.testing.assert_array_equal(own.fit_seconds, [[5, 6], [3, 4]])
-    np.testing.assert_array_equal(own.query_seconds, [[2.25, math.nan], [1.5, math.nan]])
+    curves = read_curves({9: nine, 2: two}, "test/accuracy")
+    assert curves.seeds == (2, 9)
+    np.testing.assert_array_equal(curves.labels, [20, 30])
+    np.testing.assert_array_equal(curves.values, [[0.25, 0.5], [0.5, 0.75]])
+    np.testing.assert_array_equal(curves.fit_seconds, [[5, 6], [3, 4]])
+    np.testing.assert_array_equal(curves.query_seconds, [[2.25, math.nan], [1.5, math.nan]])
     np.testing.assert_array_equal(read_curves({9: nine, 2: two}, "test/loss").values, [[2.5, 2.25], [1.5, 1.25]])
 
 
 def test_a_metric_that_is_missing_is_named_with_those_that_are_there(tmp_path):
     folder = write_run(tmp_path / "run", "0,20,10,0.5,1.5,3,1,0.5", "1,30,0,,1.25,4,0,0")
-    with pytest.raises(ValueError, match=r"cycles.csv has no `val/f1` in every row; it has test/accuracy, test/loss\."):
+    with pytest.raises(ValueError, match=r"cycles.csv has no `val/f1` in every row; it has test/loss\."):
         read_curves({0: folder}, "val/f1")
     with pytest.raises(ValueError, match="no `test/accuracy` in every row"):
         read_curves({0: folder}, "test/accuracy")
@@ -56,7 +56,7 @@ def test_a_metric_that_is_missing_is_named_with_those_that_are_there(tmp_path):
 def test_runs_with_other_numbers_of_labels_are_refused(tmp_path):
     long = write_run(tmp_path / "long", "0,20,10,0.5,1,3,1,0.5", "1,30,0,0.75,1,4,0,0")
     short = write_run(tmp_path / "short", "0,20,10,0.5,1,3,1,0.5")
-    with pytest.raises(ValueError, match=r"short has 20 labels, .*long has 20, 30: runs with other numbers"):
+    with pytest.raises(ValueError, match=r"short has 20 labels, .*long has 20, 30: runs with different numbers"):
         read_curves({0: long, 1: short}, "test/accuracy")
     with pytest.raises(ValueError, match=r"`read_curves\(folders=\{\}\)`: expected at least one"):
         read_curves({}, "test/accuracy")
@@ -64,8 +64,8 @@ def test_runs_with_other_numbers_of_labels_are_refused(tmp_path):
 
 def test_select_keeps_all_of_a_run_together():
     table = np.arange(6.0).reshape(3, 2)
-    own = LearningCurves((1, 4, 7), np.array([10.0, 20.0]), table, table + 10, table + 20)
-    chosen = own.select([7, 1])
+    curves = LearningCurves((1, 4, 7), np.array([10.0, 20.0]), table, table + 10, table + 20)
+    chosen = curves.select([7, 1])
     assert chosen.seeds == (7, 1)
     for part, expected in (
         (chosen.values, table),
@@ -74,7 +74,7 @@ def test_select_keeps_all_of_a_run_together():
     ):
         np.testing.assert_array_equal(part, expected[[2, 0]])
     with pytest.raises(ValueError, match="not in tuple"):
-        own.select([2])
+        curves.select([2])
 
 
 # ------------------------------------------------------------------ the area
@@ -103,9 +103,9 @@ def test_the_area_is_on_the_scale_of_the_metric(case, scale, shift):
 
 def test_the_area_of_one_run_is_that_of_its_row():
     labels, values = np.array([10.0, 20.0, 60.0]), np.array([[0.0, 1.0, 0.5], [0.25, 0.5, 1.0]])
-    own = LearningCurves((0, 1), labels, values, values, values)
-    np.testing.assert_allclose(own.areas, [(10 * 0.5 + 40 * 0.75) / 50, (10 * 0.375 + 40 * 0.75) / 50])
-    assert area(labels, values[1]) == own.areas[1]
+    curves = LearningCurves((0, 1), labels, values, values, values)
+    np.testing.assert_allclose(curves.areas, [(10 * 0.5 + 40 * 0.75) / 50, (10 * 0.375 + 40 * 0.75) / 50])
+    assert area(labels, values[1]) == curves.areas[1]
     assert area(labels, values[:, None, :]).shape == (2, 1)
 
 

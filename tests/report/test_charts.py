@@ -6,7 +6,7 @@ import pytest
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
 from lightning_al.report import charts
-from lightning_al.report.runs import Query
+from lightning_al.report.runs import ReportedQuery
 from tests.report.runs import written_run
 
 
@@ -18,7 +18,7 @@ def numbers(values):
 
 
 def query(cycle, quantiles, scores, **figures):
-    return Query(cycle, None, figures, quantiles, scores, [])
+    return ReportedQuery(cycle, None, figures, quantiles, scores, [])
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_scores_of_many_magnitudes_have_a_logarithmic_axis(low, axis):
     assert charts.score_distribution([query(0, quantiles, [])])["layout"]["yaxis"]["type"] == axis
 
 
-def test_figures_over_cycles_are_those_that_are_known():
+def test_query_metrics_over_cycles_are_those_that_are_known():
     queries = [query(0, [], []), query(1, [], [], redundancy=0.5)]
-    (line,) = charts.figures_over_cycles(queries, {"redundancy": "how alike", "confidence": "how sure"})["data"]
+    (line,) = charts.query_metrics_over_cycles(queries, {"redundancy": "how alike", "confidence": "how sure"})["data"]
     assert (line["name"], numbers(line["x"]), numbers(line["y"])) == ("how alike", [1], [0.5])
-    assert charts.figures_over_cycles(queries, {"confidence": "how sure"}) is None
+    assert charts.query_metrics_over_cycles(queries, {"confidence": "how sure"}) is None

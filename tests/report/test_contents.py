@@ -1,6 +1,6 @@
 import base64
 
-from lightning_al.report.contents import Album, cards, comparison_table, describe_runs
+from lightning_al.report.contents import InlineMedia, comparison_table, describe_runs, summary_cards
 from lightning_al.report.groups import compare_groups, group_runs
 from lightning_al.report.runs import find_runs
 from tests.report.runs import written_query, written_run
@@ -20,9 +20,9 @@ def study(folder):
 
 def test_the_table_has_the_numbers_of_the_comparison_and_sorts_by_them(tmp_path):
     comparison, _ = study(tmp_path)
-    head, rows = comparison_table(comparison)
-    assert head[:4] == ["strategy", "seeds", "last test/accuracy", "area"]
-    assert head[4:] == ["area minus random", "p (Holm)", "labels to 0.71", "fit s/cycle", "query s/cycle"]
+    header, rows = comparison_table(comparison)
+    assert header[:4] == ["strategy", "seeds", "last test/accuracy", "area"]
+    assert header[4:] == ["area minus random", "p (Holm)", "labels to 0.71", "fit s/cycle", "query s/cycle"]
     margin, random = rows
     assert [cell.text for cell in margin][:3] == ["margin", "2", "0.9100 ± 0.0141"]
     difference = comparison.differences("random")["margin"]
@@ -33,13 +33,13 @@ def test_the_table_has_the_numbers_of_the_comparison_and_sorts_by_them(tmp_path)
     assert random[6].key == float("inf")
 
 
-def test_cards_say_what_was_reached_saved_and_spent(tmp_path):
-    found = {caption: (figure, word) for caption, figure, word in cards(*study(tmp_path))}
-    assert found["test/accuracy"] == ("0.910", "margin, 30 labels")
-    assert found["labels needed"] == ("20", "margin for 0.710, random's value at 30")
+def test_the_cards_have_the_best_metric_the_labels_saved_and_the_seconds_spent(tmp_path):
+    cards = {caption: (number, note) for caption, number, note in summary_cards(*study(tmp_path))}
+    assert cards["test/accuracy"] == ("0.910", "margin, 30 labels")
+    assert cards["labels needed"] == ("20", "margin for 0.710, random's value at 30")
     # four runs of 9 seconds of fits and 4.5 of queries
-    assert found["spent on queries"] == ("33%", "18.0 s of 54.0 s")
-    assert found["runs"] == ("4", "2 strategies")
+    assert cards["spent on queries"] == ("33%", "18.0 s of 54.0 s")
+    assert cards["runs"] == ("4", "2 strategies")
 
 
 def test_pictures_go_to_the_first_seeds_and_stop_at_the_limit(tmp_path, monkeypatch):
@@ -48,12 +48,12 @@ def test_pictures_go_to_the_first_seeds_and_stop_at_the_limit(tmp_path, monkeypa
             folder = written_run(tmp_path / f"{strategy}-seed-{seed}", marker={"strategy": strategy, "seed": seed})
             picked = written_query(folder, 0, [{"file": "7.png"}, {"file": "gone.png"}, {"text": "words"}])
             (picked / "7.png").write_bytes(b"x" * 400)
-    monkeypatch.setattr(Album.__init__, "__defaults__", (1000,))
-    parts = describe_runs(group_runs(find_runs([tmp_path])))
-    assert [(part.name, part.run.seed, part.sheets[0].left_out) for part in parts] == [
+    monkeypatch.setattr(InlineMedia.__init__, "__defaults__", (1000,))
+    sections = describe_runs(group_runs(find_runs([tmp_path])))
+    assert [(section.name, section.run.seed, section.sheets[0].left_out) for section in sections] == [
         ("a", 0, 1), ("a", 1, 2), ("b", 0, 1), ("b", 1, 2),
     ]  # fmt: skip
-    kept = parts[0].sheets[0].picks[0].address
+    kept = sections[0].sheets[0].picks[0].address
     assert base64.b64decode(kept.removeprefix("data:image/png;base64,")) == b"x" * 400
 
 
@@ -61,13 +61,13 @@ def test_a_file_name_cannot_lead_out_of_the_run(tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
     picked = written_query(written_run(tmp_path / "run"), 0, [{"file": "../../../secret.png"}])
     assert (picked / "../../../secret.png").exists()
-    (part,) = describe_runs(group_runs(find_runs([tmp_path / "run"])))
-    assert part.sheets[0].picks[0].address is None
+    (section,) = describe_runs(group_runs(find_runs([tmp_path / "run"])))
+    assert section.sheets[0].picks[0].address is None
 
 
 def test_only_a_known_label_that_differs_is_a_mistake(tmp_path):
     rows = [{"predicted": "1", "label": "1"}, {"predicted": "1", "label": "2"}, {"predicted": "1"}, {"label": "2"}]
     folder = written_run(tmp_path / "run")
     written_query(folder, 0, rows)
-    (part,) = describe_runs(group_runs(find_runs([folder])))
-    assert [pick.wrong for pick in part.sheets[0].picks] == [False, True, False, False]
+    (section,) = describe_runs(group_runs(find_runs([folder])))
+    assert [pick.wrong for pick in section.sheets[0].picks] == [False, True, False, False]

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,10 +64,10 @@ def test_every_strategy_has_its_curve_its_interval_and_its_name(draw, count):
     assert texts(left.get_legend().get_texts()) == ranked
     assert (left.get_xlabel(), left.get_ylabel()) == ("labeled samples", "test/accuracy")
     assert left.get_title() == "mean ± standard error, 5 seeds"
-    for name, own in comparison.curves.items():
+    for name, curves in comparison.curves.items():
         line = curve(left, name)
         np.testing.assert_array_equal(line.get_xdata(), comparison.labels)
-        np.testing.assert_allclose(line.get_ydata(), own.values.mean(0))
+        np.testing.assert_allclose(line.get_ydata(), curves.values.mean(0))
     # from bottom to top the worst to the best
     assert texts(right.get_yticklabels()) == [name for name in reversed(ranked) if name != "random"]
     assert right.get_xlabel() == "area under the curve, minus\nthat of random (right is better)"
@@ -95,8 +96,8 @@ def assert_no_text_leaves_the_picture_or_meets_another(figure):
         assert box.y0 >= 0, text
         assert box.x1 <= figure.bbox.x1, text
         assert box.y1 <= figure.bbox.y1, text
-        for other, its in boxes[place + 1 :]:
-            assert not box.overlaps(its), f"{text!r} meets {other!r}"
+        for other_text, other_box in boxes[place + 1 :]:
+            assert not box.overlaps(other_box), f"{text!r} meets {other_text!r}"
 
 
 def test_the_band_is_the_standard_error(draw):
@@ -131,10 +132,7 @@ def test_a_comparison_without_the_baseline_has_one_plot(draw):
 
 def test_an_error_falls_so_the_legend_is_above_and_left_is_better(draw):
     comparison = study(3)
-    curves = {
-        name: LearningCurves(own.seeds, own.labels, 1 - own.values, own.values, own.values)
-        for name, own in comparison.curves.items()
-    }
+    curves = {name: replace(rising, values=1 - rising.values) for name, rising in comparison.curves.items()}
     left, right = draw(Comparison(curves, "test/error", "random", lower_is_better=True)).axes
     middle = left.get_legend().get_window_extent().y0
     assert middle > left.get_window_extent().y0 + left.get_window_extent().height / 2

@@ -29,7 +29,7 @@ def test_groups_of_one_strategy_are_named_after_what_differs(tmp_path):
     ]
 
 
-def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path):
+def test_the_same_run_twice_is_named_after_its_folder(tmp_path):
     for name in ("here", "there"):
         written_run(tmp_path / name, config=settings(0))
     groups = group_runs(find_runs([tmp_path]))
@@ -71,7 +71,7 @@ def test_the_metric_is_the_first_that_is_no_cost_and_that_all_have(tmp_path):
     assert choose_metric(runs, None) == ("test/accuracy", False)
     costs = find_runs([written_run(tmp_path / "loss", metric="test/loss")])
     assert choose_metric(costs, None) == ("test/loss", True)
-    runs[0].records[0]["test/loss"] = 1.0  # in one cycle only
+    runs[0].records[0].metrics["test/loss"] = 1.0  # in one cycle only
     with pytest.raises(RunRefusedError, match="--metric test/loss: not every run has it; all have test/accuracy"):
         choose_metric(runs, "test/loss")
     with pytest.raises(RunRefusedError, match="no test metric in common"):

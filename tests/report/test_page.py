@@ -27,7 +27,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
-    """Write a study of two strategies and two seeds, whose names, texts and labels try to be markup."""
+    """Write a study of two strategies and two seeds, whose names, texts and labels contain markup."""
     folder = tmp_path_factory.mktemp("runs") / "study"
     quantiles = np.linspace(0.01, 1, 21).tolist()
     for seed in (0, 1):
@@ -53,20 +53,22 @@ def visit(chromium, page_file):
 
     def visit(width=1300, **options):
         page = chromium.new_page(viewport={"width": width, "height": 900}, **options)
-        said = []
-        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        messages = []
+        page.on(
+            "console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: messages.append(request.url) if request.url.startswith("http") else None)
         page.goto(page_file.as_uri())
         page.wait_for_selector(".main-svg")
-        opened.append((page, said))
+        opened.append((page, messages))
         return page
 
     yield visit
-    for page, said in opened:
+    for page, messages in opened:
         assert page.title() == "Active learning: study"  # no name, text or setting became a script
         page.close()
-        assert said == []
+        assert messages == []
 
 
 def wait_until(page, script, seconds=10):
@@ -83,7 +85,7 @@ def test_all_figures_of_open_parts_are_drawn(visit):
     assert page.locator(".pair .chart .scatterlayer .trace").count() == 2 * 4  # two curves with their bands
     page.locator(".run[open]").first.scroll_into_view_if_needed()
     missing = (
-        "[...document.querySelectorAll('.run[open] .grid .chart')].filter((one) => !one.querySelector('.main-svg'))"
+        "[...document.querySelectorAll('.run[open] .grid .chart')].filter((chart) => !chart.querySelector('.main-svg'))"
     )
     wait_until(page, f"{missing}.length === 0")
     assert page.locator(".run[open] .barlayer .point").count() == 3
@@ -94,7 +96,7 @@ def test_all_figures_of_open_parts_are_drawn(visit):
     closed.locator(".plot-container").first.wait_for()
 
 
-def test_hovering_tells_the_numbers(visit):
+def test_hovering_shows_the_numbers(visit):
     page = visit()
     page.locator(".pair .chart .point").nth(5).hover(force=True)
     label = page.locator(".hoverlayer .hovertext")

@@ -1,14 +1,14 @@
 "use strict";
-// Charts are drawn when they come into sight, in the colors of the page, and again when those change.
+// Charts are drawn when they are scrolled into view, in the colors of the page, and redrawn when those change.
 (() => {
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const merge = (first, second) => {
-    const both = { ...first };
+    const merged = { ...first };
     for (const [name, value] of Object.entries(second)) {
       const nested = value && typeof value === "object" && !Array.isArray(value);
-      both[name] = nested ? merge(both[name] || {}, value) : value;
+      merged[name] = nested ? merge(merged[name] || {}, value) : value;
     }
-    return both;
+    return merged;
   };
 
   const layoutOf = (chart) => {
@@ -34,28 +34,28 @@
     Plotly.react(element.plot, chart.data, layoutOf(chart), { responsive: true, displaylogo: false, displayModeBar: false });
   };
 
-  const all = [...document.querySelectorAll(".chart")];
-  for (const element of all) {
+  const charts = [...document.querySelectorAll(".chart")];
+  for (const element of charts) {
     element.plot = document.createElement("div");
     element.plot.style.height = "100%";
     element.append(element.plot);
   }
-  const redraw = () => all.filter((element) => element.plot.data).forEach(draw);
-  const sight = new IntersectionObserver(
+  const redraw = () => charts.filter((element) => element.plot.data).forEach(draw);
+  const observer = new IntersectionObserver(
     (entries) => {
-      for (const entry of entries.filter((one) => one.isIntersecting)) {
-        sight.unobserve(entry.target);
+      for (const entry of entries.filter((candidate) => candidate.isIntersecting)) {
+        observer.unobserve(entry.target);
         draw(entry.target);
       }
     },
     { rootMargin: "400px" },
   );
-  all.forEach((element) => sight.observe(element));
+  charts.forEach((element) => observer.observe(element));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  // a closed run is not printed, and neither is its chart
+  // A closed run and its charts are not printed.
   matchMedia("print").addEventListener("change", () => {
-    all.filter((element) => element.offsetParent).forEach(draw);
-    all.filter((element) => element.plot.data).forEach((element) => Plotly.Plots.resize(element.plot));
+    charts.filter((element) => element.offsetParent).forEach(draw);
+    charts.filter((element) => element.plot.data).forEach((element) => Plotly.Plots.resize(element.plot));
   });
 
   const keyOf = (row, column) => {
@@ -67,13 +67,13 @@
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
       head.querySelector("button").addEventListener("click", () => {
-        const up = head.getAttribute("aria-sort") !== "ascending";
+        const ascending = head.getAttribute("aria-sort") !== "ascending";
         heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
         const rows = [...table.tBodies[0].rows];
         rows.sort((one, other) => {
           const [a, b] = [keyOf(one, column), keyOf(other, column)];
-          return (up ? 1 : -1) * (typeof a === "number" && typeof b === "number" ? a - b || 0 : String(a).localeCompare(String(b)));
+          return (ascending ? 1 : -1) * (typeof a === "number" && typeof b === "number" ? a - b || 0 : String(a).localeCompare(String(b)));
         });
         table.tBodies[0].append(...rows);
       });
