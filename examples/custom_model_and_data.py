@@ -124,7 +124,7 @@ def main() -> None:
             trainer = Trainer(
                 max_epochs=100,
                 accelerator="cpu",
-                callbacks=[strategy.for_one_cycle(), EarlyStopping("val/loss", patience=10)],
+                callbacks=[strategy.copy_for_query(), EarlyStopping("val/loss", patience=10)],
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,

@@ -20,11 +20,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from examples.digits import DigitsClassifier, DigitsDataModule
-from lightning_al import Acquisition, ActiveLearningDataModule, EntropyAcquisition, Query, run_cycles
-from lightning_al.acquisition import Context
+from lightning_al import (
+    Acquisition,
+    ActiveLearningDataModule,
+    EntropyAcquisition,
+    Features,
+    Predictor,
+    Query,
+    QueryContext,
+    run_cycles,
+)
 from lightning_al.functional import entropy
-from lightning_al.model.features import Features
-from lightning_al.model.predictor import Predictor
 from lightning_al.testing import check_acquisition
 
 
@@ -41,7 +47,7 @@ class InformationDensityAcquisition(Acquisition):
         super().__init__(query_size)
         self.beta = beta
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the features: the input of the last linear layer."""
         self.features = Features(context.predictor, context.batch)
 

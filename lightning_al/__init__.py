@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.cycles.run_cycles import run_cycles
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.data.pool import Pool
+from lightning_al.model.features import Features
+from lightning_al.model.predictor import Predictor
 from lightning_al.strategies import (
     BADGEAcquisition,
     BALDAcquisition,
@@ -42,6 +44,7 @@ __all__ = [
     "CheckpointEnsembleAcquisition",
     "CoreSetAcquisition",
     "EntropyAcquisition",
+    "Features",
     "LeastConfidenceAcquisition",
     "MCDropoutAcquisition",
     "MarginAcquisition",
@@ -49,9 +52,11 @@ __all__ = [
     "NoiseStabilityAcquisition",
     "OncePerGroup",
     "Pool",
+    "Predictor",
     "ProbCoverAcquisition",
     "Query",
     "QueryByCommitteeAcquisition",
+    "QueryContext",
     "RandomAcquisition",
     "RandomSubset",
     "StochasticBatch",

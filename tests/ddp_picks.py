@@ -84,8 +84,8 @@ class ScoresProbe(Acquisition):
     def measure(self, predictor, batch):
         return predictor(batch).amax(1)
 
-    def figures(self, query):
-        self.seen.append([len(query.pool) < 100, query.scores.sort().values.tolist()])
+    def metrics(self, query):
+        self.seen.append([len(query.pool) < 100, query.candidate_scores.sort().values.tolist()])
         return {}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 
 
 def twin(
@@ -44,7 +44,7 @@ def twin(
         call: Maps (model, batch) to raw outputs (B, C, *positions).
 
     """
-    seeds = [(Stream.NOISE, seed, 0, k) for k in range(passes)] if seeds is None else seeds
+    seeds = [(RandomStream.NOISE, seed, 0, k) for k in range(passes)] if seeds is None else seeds
     pairs = twin_outputs(
         model,
         batches,

@@ -21,7 +21,7 @@ from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture
 
@@ -97,7 +97,7 @@ def by_hand(
     labeled = set(data.pool.history[0].indices)
     indices = [index for index in range(SIZE) if index not in labeled]
     exact = [batch.double() if batch.is_floating_point() else batch for batch in inputs[indices].split(6)]
-    expected = twin(model, exact, seeds=[(Stream.NOISE, 0, 0, k) for k in range(2)], call=call, **options)
+    expected = twin(model, exact, seeds=[(RandomStream.NOISE, 0, 0, k) for k in range(2)], call=call, **options)
     scores = torch.tensor(data.pool.history[1].scores, dtype=torch.float64)
     rows = [indices.index(index) for index in data.pool.history[1].indices]
     torch.testing.assert_close(scores, expected[rows], rtol=0.05, atol=0)

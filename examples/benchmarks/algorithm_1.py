@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def algorithm_1(
             for name, parameter in noisy.named_parameters()
             if modules is None or any(fnmatchcase(name, f"{pattern}.*") for pattern in modules)
         ]
-        generator = make_generator(Stream.NOISE, seed, 0, step, device=device)
+        generator = make_generator(RandomStream.NOISE, seed, 0, step, device=device)
         directions = [torch.empty_like(parameter).normal_(generator=generator) for parameter in parameters]
         scale = magnitude * norm(parameters) / norm(directions)
         for parameter, direction in zip(parameters, directions, strict=True):

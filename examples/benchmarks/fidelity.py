@@ -19,7 +19,7 @@ from examples.fashion_mnist import read_fashion_mnist
 from lightning_al.model.clone import clone_module
 from lightning_al.model.memory_format import prefer_channels_last
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import make_backend
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.perturbation.deviations import deviation_sizes
@@ -53,7 +53,7 @@ def measure(case: Case, folder: str, training: int, pool: int, rounds: int) -> d
     net = trained(case, folder, training)
     pictures, _ = read_fashion_mnist(folder)
     batches = list(case.inputs(pictures[training : training + pool]).split(case.batch_size))
-    noise, seeds = Noise(), [(Stream.NOISE, 0, 0, step) for step in range(max(PASSES))]
+    noise, seeds = Noise(), [(RandomStream.NOISE, 0, 0, step) for step in range(max(PASSES))]
 
     def closed_form(predictor: Predictor, batch: Tensor, directions: Directions) -> ClosedForm:
         return ClosedForm(

@@ -18,7 +18,7 @@ from examples.benchmarks.harness import command_line, write
 from examples.fashion_mnist import read_fashion_mnist
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.float32 import true_float32
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import rank_agreement
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.perturbation.deviations import Backend, deviation_sizes
@@ -105,7 +105,7 @@ class Scorer:
 
     @torch.no_grad()
     def _scores(self, backend: Backend, passes: int) -> Tensor:
-        seeds = [(Stream.NOISE, 0, 0, step) for step in range(passes)]
+        seeds = [(RandomStream.NOISE, 0, 0, step) for step in range(passes)]
         with true_float32(torch.device("cpu")):
             return deviation_sizes(backend, list(self.pictures.split(256)), seeds).mean(1).double()
 

@@ -1,4 +1,4 @@
-"""What a strategy is told: once per cycle, and when it selects."""
+"""What a strategy gets to see: once per query, before it measures, and when it selects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from lightning_al.model.predictor import Predictor
 
 
 @dataclass(frozen=True)
-class Context:
+class QueryContext:
     """What a strategy may look at once per cycle, before it measures.
 
     Attributes:
@@ -19,7 +19,7 @@ class Context:
         batch: The first candidates, on the device; the same on every process.
         seed: The strategy's seed, or the datamodule's.
         cycle: The number of this cycle.
-        candidates: How many samples there are to choose from.
+        num_candidates: How many samples there are to choose from.
         budget: How many of them will be picked.
 
     """
@@ -28,7 +28,7 @@ class Context:
     batch: Any
     seed: int
     cycle: int
-    candidates: int
+    num_candidates: int
     budget: int
 
 
@@ -38,12 +38,12 @@ class Query:
 
     Attributes:
         pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index. On several
-            processes, a strategy with a `shortlist` gets those candidates only that are on one.
+            processes, a strategy with `rows_to_gather` gets only the candidates that these named.
         indices: N dataset indices.
         budget: How many to pick, at least 1 and below N.
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
         labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
-        scores: Scores of all candidates, on a shortlist or not, in any order; None where rows have none.
+        candidate_scores: Scores of all candidates, gathered or not, in any order; None where rows have none.
 
     """
 
@@ -52,7 +52,7 @@ class Query:
     budget: int
     generator: torch.Generator
     labeled: Tensor | None = None
-    scores: Tensor | None = None
+    candidate_scores: Tensor | None = None
 
     def pick(self, rows: Tensor) -> list[int]:
         """Return the dataset indices of rows of `pool`."""

@@ -1,4 +1,4 @@
-"""What commands that compare runs have in common: an argument, and how they tell a person."""
+"""What the commands `compare` and `report` share: an argument, and how they print."""
 
 import argparse
 import sys
@@ -6,16 +6,16 @@ from typing import TextIO
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """Let a command take the values of the metric whose cost in labels it reports."""
+    """Add `--target`, the values of the metric for which a command reports the number of labels needed."""
     parser.add_argument(
         "--target",
         nargs="+",
         type=float,
         default=[],
-        help="values of the metric whose cost in labels is reported (default: the baseline's last mean)",
+        help="values of the metric for which the labels needed are reported (default: the baseline's last mean)",
     )
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a text at once, so that it is in order with what child processes print; to standard output by default."""
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a text and flush, so that it stays in order with what child processes print."""
     print(text, file=file or sys.stdout, flush=True)

@@ -1,28 +1,25 @@
-"""Many runs of `lightning-al fit` side by side, each in a process of its own, kept where they can be taken up again."""
+"""Several runs of `lightning-al fit` side by side, each in its own process; finished runs are not repeated."""
 
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.cli.child_processes import run_processes, start_process
+from lightning_al.cli.presets import to_config_argument
+from lightning_al.storage.completion import CompletionRecord, is_complete, run_name, write_completion
 from lightning_al.storage.run_folder import RunRefusedError
+from lightning_al.storage.settings import describe_changes
 
 PROGRAM = (sys.executable, "-m", "lightning_al")
-MARKER = "finished.json"  # in a run folder; written once the run's process has ended well
-POLL_SECONDS = 0.1
-GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -30,11 +27,11 @@ class Run:
     """One strategy with one seed: a command, a folder and a log.
 
     Attributes:
-        folder: Of the whole comparison.
-        strategy: Its name, that of its file.
-        seed: Of labels, network and training.
-        config: The files that say data, model and trainer.
-        strategy_file: The file that says the acquisition.
+        folder: The folder of the comparison.
+        strategy: The name of the strategy, which is that of its file.
+        seed: The seed of initial labels, network and training.
+        config: The files with data, model and trainer.
+        strategy_file: The file with the acquisition; may be a preset.
         arguments: Further arguments of `fit`.
 
     """
@@ -49,83 +46,66 @@ class Run:
     @property
     def path(self) -> Path:
         """The run folder."""
-        return self.folder / f"{self.strategy}-seed-{self.seed}"
+        return self.folder / run_name(self.strategy, self.seed)
 
     @property
     def log(self) -> Path:
-        """Where the output of the process goes."""
-        return self.folder / f"{self.strategy}-seed-{self.seed}.log"
+        """The file that receives the output of the process."""
+        return self.folder / f"{run_name(self.strategy, self.seed)}.log"
 
     @property
     def finished(self) -> bool:
-        """Whether the run is finished; starts no process."""
-        return (self.path / MARKER).exists()
+        """Whether the run folder holds a completion record."""
+        return is_complete(self.path)
 
     @property
     def command(self) -> list[str]:
         """The arguments of `lightning-al`."""
-        files = [argument for path in (*self.config, self.strategy_file) for argument in ("--config", str(path))]
+        files = (*map(str, self.config), to_config_argument(self.strategy_file))
+        configs = [argument for file in files for argument in ("--config", file)]
         seed = ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.path)]
-        return ["fit", *files, *seed, *self.arguments]
+        return ["fit", *configs, *seed, *self.arguments]
 
-    def marker(self) -> dict[str, Any]:
-        """Return what the marker of this run holds; its settings tell whether a finished run is still this one."""
-        return {
-            "strategy": self.strategy,
-            "seed": self.seed,
-            "settings": {
+    def completion_record(self) -> CompletionRecord:
+        """Return what is kept once this run is finished; its settings say whether a finished run is still this one."""
+        return CompletionRecord(
+            strategy=self.strategy,
+            seed=self.seed,
+            settings={
                 "config": {path.name: _read_yaml(path) for path in self.config},
                 "strategy": _read_yaml(self.strategy_file),
                 "arguments": list(self.arguments),
             },
-            "command": shlex.join(["lightning-al", *self.command]),
-        }
-
-    def mark_finished(self, marker: dict[str, Any], minutes: float) -> None:
-        """Write the marker as it was when the run began."""
-        text = json.dumps({**marker, "minutes": round(minutes, 3)}, indent=1)
-        write_atomically(self.path / MARKER, text + "\n")
+            command=shlex.join(["lightning-al", *self.command]),
+        )
 
 
-def read_markers(folder: Path) -> list[dict[str, Any]]:
-    """Return the markers of all finished runs in the folder of a comparison, by seed and then by strategy."""
-    markers = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"*-seed-*/{MARKER}")]
-    return sorted(markers, key=lambda marker: (marker["seed"], marker["strategy"]))
-
-
-def check_settings(markers: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Refuse finished runs that were made with other settings: a comparison is of nothing but strategies and seeds.
+def check_settings(finished: Sequence[CompletionRecord], current: Sequence[CompletionRecord], folder: Path) -> None:
+    """Raise if finished runs were made with other settings: in a comparison only strategies and seeds may differ.
 
     Args:
-        markers: Those of the finished runs.
-        now: The markers that the runs of the command would get; of the finished ones, if nothing is run.
-        folder: Of the comparison, for the message.
+        finished: The records of the finished runs.
+        current: The records that the runs of the command would get, or those of the finished runs if nothing is run.
+        folder: The folder of the comparison, for the message.
 
     Raises:
-        RunRefusedError: If a setting differs, naming the run and the setting.
+        RunRefusedError: If a setting differs; the message names the run and the setting.
 
     """
-    strategies = {marker["strategy"]: marker["settings"]["strategy"] for marker in reversed(now)}
-    for marker in markers:
-        old, new = dict(marker["settings"]), dict(now[0]["settings"])
-        new["strategy"] = strategies.get(marker["strategy"], old["strategy"])
-        before, after = _flatten(old), _flatten(new)
-        missing = "not set"
-        changes = [
-            f"{name}: {before.get(name, missing)!r} then, {after.get(name, missing)!r} now"
-            for name in dict.fromkeys((*before, *after))
-            if before.get(name, missing) != after.get(name, missing)
-        ]
+    strategies = {record.strategy: record.settings["strategy"] for record in reversed(current)}
+    for record in finished:
+        strategy = strategies.get(record.strategy, record.settings["strategy"])
+        changes = describe_changes(record.settings, {**current[0].settings, "strategy": strategy}, missing="not set")
         if changes:
-            run = folder / f"{marker['strategy']}-seed-{marker['seed']}"
+            run = folder / run_name(record.strategy, record.seed)
             raise RunRefusedError(
-                f"{run} was finished with other settings ({'; '.join(changes)}). Choose another --folder, restore the "
-                f"setting, or delete {run} to run it anew."
+                f"{run} was finished with other settings ({changes}). Choose another --folder, restore the setting, or "
+                f"delete {run} to run it anew."
             )
 
 
 def run_all(
-    runs: Sequence[Run], workers: int, report: Callable[[Run, float, int], None], *, shown: bool = False
+    runs: Sequence[Run], workers: int, report: Callable[[Run, float, int], None], *, to_terminal: bool = False
 ) -> list[Run]:
     """Run what is not finished, in the order given and at most `workers` at a time.
 
@@ -133,117 +113,59 @@ def run_all(
         runs: The runs; finished ones are left out.
         workers: How many processes at a time, at least 1. Each gets its share of the processor, unless
             OMP_NUM_THREADS is set already.
-        report: Called with each run that ended, its minutes and the exit status of its process.
-        shown: Let the processes write to the terminal, and not to their logs.
+        report: Receives each run that ended, its minutes and the exit status of its process.
+        to_terminal: Let the processes write to the terminal, and not to their logs.
 
     Returns:
-        The runs that failed. When this process is interrupted or told to end, its children are stopped first.
+        The runs that failed.
+
+    Raises:
+        KeyboardInterrupt: If this process is interrupted or terminated; its children are stopped first.
 
     """
-    waiting = [run for run in runs if not run.finished]
-    running: list[_Process] = []
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # wandb would announce every offline run
+    environment = {"OMP_NUM_THREADS": str(threads), "WANDB_SILENT": "true", **os.environ}
+    children = [_ChildRun(run, environment, to_terminal) for run in runs if not run.finished]
     failed = []
-    with _ended_by_signals():
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.append(_Process(waiting.pop(0), workers, shown))
-                for process in [process for process in running if process.child.poll() is not None]:
-                    running.remove(process)
-                    minutes, status = (time.monotonic() - process.begun) / 60, process.child.returncode
-                    if status == 0:
-                        process.run.mark_finished(process.marker, minutes)
-                    else:
-                        failed.append(process.run)
-                    report(process.run, minutes, status)
-                time.sleep(POLL_SECONDS if running else 0)
-        finally:
-            _stop([process.child for process in running])
+
+    def on_end(position: int, status: int) -> None:
+        child = children[position]
+        minutes = (time.monotonic() - child.begun) / 60
+        if status == 0:
+            write_completion(child.run.path, replace(child.record, minutes=round(minutes, 3)))
+        else:
+            failed.append(child.run)
+        report(child.run, minutes, status)
+
+    run_processes([child.start for child in children], workers, on_end)
     return failed
 
 
 @dataclass
-class _Process:
-    """A run that has been started."""
+class _ChildRun:
+    """A run, and from its start on what its completion record will say."""
 
     run: Run
-    workers: int
-    shown: bool
-    child: "subprocess.Popen[bytes]" = field(init=False)
-    marker: dict[str, Any] = field(init=False)
+    environment: dict[str, str]
+    to_terminal: bool
+    record: CompletionRecord = field(init=False)
     begun: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        # wandb would announce every offline run
-        environment = {"OMP_NUM_THREADS": str(threads), "WANDB_SILENT": "true", **os.environ}
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the process of the run; its files may change afterwards, so the record is made now."""
         command = [*PROGRAM, *self.run.command]
-        self.marker = self.run.marker()
+        self.record = self.run.completion_record()
         self.begun = time.monotonic()
         self.run.folder.mkdir(parents=True, exist_ok=True)
-        # in a session of their own, so that Ctrl-C reaches this process alone, which then stops them in order
-        if self.shown:
-            self.child = subprocess.Popen(command, env=environment, start_new_session=True)
-            return
+        if self.to_terminal:
+            return start_process(command, self.environment)
         with self.run.log.open("ab") as log:
             log.write(f"$ {shlex.join(['lightning-al', *self.run.command])}\n".encode())
             log.flush()
-            self.child = subprocess.Popen(
-                command, env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
-            )
-
-
-def _stop(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End processes and their loader workers: politely, then for good. A run folder survives either."""
-    for child in children:
-        child.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    try:
-        for child in children:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, deadline - time.monotonic()))
-    finally:  # also when a second Ctrl-C ends the waiting
-        for child in children:
-            _kill(child)
-
-
-def _kill(child: "subprocess.Popen[bytes]") -> None:
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
-    child.wait()
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP, as of a closed terminal, end this process as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    known = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
-    numbers = [number for number in known if signal.getsignal(number) == signal.SIG_DFL]  # nohup stays in force
-    for number in numbers:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            return start_process(command, self.environment, log)
 
 
 def _read_yaml(path: Path) -> Any:
-    # through JSON, as the marker will be read back: keys become strings, dates are written out
+    # through JSON, as the completion record will be read back: keys become strings, dates are written out
     return json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
-
-
-def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(settings, dict) and settings:
-        parts = (_flatten(value, f"{prefix}.{name}" if prefix else name) for name, value in settings.items())
-        return {name: value for part in parts for name, value in part.items()}
-    return {prefix: settings}

@@ -1,8 +1,8 @@
-"""The command `lightning-al compare`: strategies times seeds over one configuration, and what they differ in.
+"""The command `lightning-al compare`: run several strategies with several seeds over one configuration, and compare.
 
-Every run is a call of `lightning-al fit` that anyone can type. A seed gives every strategy the same first labels and
-the same first network, so strategies are compared seed by seed. A comparison that was stopped is taken up by the same
-command: finished runs are not repeated, interrupted ones are continued.
+Every run is a call of `lightning-al fit` that can be repeated by hand. A seed gives every strategy the same initial
+labels and the same initial network, so strategies are compared seed by seed. The same command continues a comparison
+that was stopped: finished runs are not repeated, interrupted ones are continued.
 """
 
 import argparse
@@ -15,22 +15,25 @@ from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
-from lightning_al.cli.arguments import add_target, say
-from lightning_al.cli.child_runs import Run, check_settings, read_markers, run_all
+from lightning_al.cli.arguments import add_target, print_line
+from lightning_al.cli.child_runs import Run, check_settings, run_all
+from lightning_al.cli.presets import resolve_config
+from lightning_al.report.comparison_tables import comparison_to_markdown
 from lightning_al.report.curve_plot import draw_comparison
 from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.completion import read_completions, run_name
 from lightning_al.storage.run_folder import RunRefusedError
 
 DEFAULT_SEEDS = 3
-LOG_LINES = 20  # shown of a failed run
-OWN_ARGUMENTS = ("--seed_everything", "--trainer.default_root_dir", "--overwrite")
+LOG_LINES = 20  # printed of a failed run
+RESERVED_ARGUMENTS = ("--seed_everything", "--trainer.default_root_dir", "--overwrite")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: By default those of the process.
+        arguments: The arguments; None takes those of the process.
 
     Returns:
         The exit status: 0, or 1 if a run failed or was refused, or 130 if interrupted.
@@ -39,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
     except RunRefusedError as refusal:
-        say(f"lightning-al compare: {refusal}", sys.stderr)
+        print_line(f"lightning-al compare: {refusal}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("Interrupted; the same command continues.", sys.stderr)
+        print_line("Interrupted; the same command continues.", sys.stderr)
         return 130
 
 
@@ -52,23 +55,23 @@ def _main(arguments: list[str]) -> int:
         report(options.folder, options)
         return 0
     runs = plan(options)
-    markers = [run.marker() for run in runs]
-    check_settings(read_markers(options.folder), markers, options.folder)
+    current = [run.completion_record() for run in runs]
+    check_settings(read_completions(options.folder), current, options.folder)
     finished = sum(run.finished for run in runs)
-    say(f"{len(runs)} runs in {options.folder}, {finished} of them finished.")
+    print_line(f"{len(runs)} runs in {options.folder}, {finished} of them finished.")
     progress = _Progress(len(runs), finished, options.metric)
     failed = run_all(runs, options.workers, progress)
     if any(run.finished for run in runs):
         report(options.folder, options)
     if failed:
-        say(f"\n{len(failed)} of {len(runs)} runs failed:", sys.stderr)
+        print_line(f"\n{len(failed)} of {len(runs)} runs failed:", sys.stderr)
         for run in failed:
-            say(f"  {run.strategy} seed {run.seed}: {run.log}", sys.stderr)
+            print_line(f"  {run.strategy} seed {run.seed}: {run.log}", sys.stderr)
     return int(bool(failed))
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
-    """Return the runs that the options ask for, seed by seed, so that a stopped comparison has complete seeds."""
+    """Return the runs of the comparison, seed by seed, so that a stopped comparison has complete seeds."""
     return [
         Run(options.folder, name, seed, tuple(options.config), path, tuple(options.arguments))
         for seed in options.seeds
@@ -77,21 +80,20 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 
 def report(folder: Path, options: argparse.Namespace) -> Comparison:
-    """Compare the finished runs in a folder: print the tables, and write them, the numbers and the figure there."""
-    markers = read_markers(folder)
-    names = list(options.strategies) or sorted({marker["strategy"] for marker in markers})
+    """Compare the finished runs in a folder: print the tables, and write tables, numbers and figure to the folder."""
+    records = read_completions(folder)
+    names = list(options.strategies) or sorted({record.strategy for record in records})
     chosen = [
-        marker
-        for marker in markers
-        if marker["strategy"] in names and (options.seeds is None or marker["seed"] in options.seeds)
+        record
+        for record in records
+        if record.strategy in names and (options.seeds is None or record.seed in options.seeds)
     ]
     if not chosen:
         raise RunRefusedError(f"There is no finished run in {folder}; leave out --report-only to run some.")
     check_settings(chosen, chosen, folder)
     folders: dict[str, dict[int, Path]] = {name: {} for name in names}
-    for marker in chosen:
-        name, seed = marker["strategy"], marker["seed"]
-        folders[name][seed] = folder / f"{name}-seed-{seed}"
+    for record in chosen:
+        folders[record.strategy][record.seed] = folder / run_name(record.strategy, record.seed)
     try:
         comparison = Comparison(
             {name: read_curves(paths, options.metric) for name, paths in folders.items() if paths},
@@ -104,18 +106,18 @@ def report(folder: Path, options: argparse.Namespace) -> Comparison:
     except ValueError as error:
         raise RunRefusedError(str(error)) from error
     missing = [name for name, paths in folders.items() if not paths]
-    text = comparison.to_markdown()
+    text = comparison_to_markdown(comparison)
     if missing:
         text += f"\nNo finished run: {', '.join(missing)}.\n"
-    say(f"\n{text}")
+    print_line(f"\n{text}")
     write_atomically(folder / "comparison.md", text)
     write_atomically(folder / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-    say(f"The learning curves are in {draw_comparison(comparison, folder / 'learning_curves.png')}.")
+    print_line(f"The learning curves are in {draw_comparison(comparison, folder / 'learning_curves.png')}.")
     return comparison
 
 
 class _Progress:
-    """Tells of each run that ended, in one line, or with the end of its log if it failed."""
+    """Print a line for each run that ended, and the end of its log if it failed."""
 
     def __init__(self, total: int, done: int, metric: str) -> None:
         self.total = total
@@ -127,22 +129,23 @@ class _Progress:
         head = f"[{self.done}/{self.total}] {run.strategy} seed {run.seed}"
         if status:
             lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            say("\n".join([f"{head} failed with status {status} after {minutes:.1f} min; {run.log} ends:", *lines]))
+            print_line(f"{head} failed with status {status} after {minutes:.1f} min; {run.log} ends:")
+            print_line("\n".join(lines))
             return
         try:
             curve = read_curves({run.seed: run.path}, self.metric)
         except (OSError, ValueError) as error:
-            say(f"{head}: {error}")
+            print_line(f"{head}: {error}")
             return
         last = f"{self.metric} {curve.values[0, -1]:.4f} with {curve.labels[-1]:g} labels"
-        say(f"{head}: {last}, {minutes:.1f} min")
+        print_line(f"{head}: {last}, {minutes:.1f} min")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the arguments of the command: `strategies` become files by name, `seeds` a list, the rest `arguments`.
+    """Parse the arguments: `strategies` maps names to files, `seeds` is a list, and `arguments` is what follows `--`.
 
     Raises:
-        SystemExit: With status 2, if an argument is out of range or a file is missing; the reason is printed.
+        SystemExit: With status 2 if an argument is out of range or a file is missing; the reason is printed.
 
     """
     position = arguments.index("--") if "--" in arguments else len(arguments)
@@ -155,47 +158,49 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         return options
     if options.seeds is None:
         options.seeds = list(range(DEFAULT_SEEDS))
-    complaint = _complaint(options)
-    if complaint:
-        parser.error(complaint)
+    problem = _find_problem(options)
+    if problem:
+        parser.error(problem)
     return options
 
 
-def _complaint(options: argparse.Namespace) -> str | None:
-    """Return what would go wrong with a comparison, if only after hours."""
+def _find_problem(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options, also what would fail only after all runs; None if nothing is."""
     if not options.config or not options.strategies:
-        return "--config and --strategies are required, but for --report-only"
+        return "--config and --strategies are required, except with --report-only"
     absent = [path for path in options.config if not path.is_file()]
     if absent:
         return f"--config {absent[0]}: there is no such file"
     if not options.seeds or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-        return f"expected one seed or more, from 0 and none twice, got {options.seeds}"
+        return f"expected one or more different seeds, none below 0, got {options.seeds}"
     if options.workers < 1:
         return f"--workers {options.workers}: expected at least 1"
     unknown = [name for name in (options.baseline, *options.against) if name not in options.strategies]
     if unknown and len(options.strategies) > 1:
-        return f"{unknown[0]} is to be compared with, but is not among --strategies: add it, or name a --baseline"
-    own = [word for word in options.arguments if word.split("=")[0] in OWN_ARGUMENTS]
-    if own:
-        return f"{own[0]} after -- is not for a comparison, which sets seeds and folders itself: --seeds, --folder"
+        return f"--baseline or --against {unknown[0]}: it is not among --strategies; add it, or name another --baseline"
+    reserved = [word for word in options.arguments if word.split("=")[0] in RESERVED_ARGUMENTS]
+    if reserved:
+        return f"{reserved[0]} after --: a comparison sets seeds and folders itself; use --seeds and --folder"
     missing = [package for package in ("matplotlib", "scipy") if find_spec(package) is None]
     if missing:
         return f'{missing[0]} is not installed: pip install "lightning_al[report]"'
     return None
 
 
-def _resolve(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, Path]:
-    """Return the file of each strategy by its name; a bare name stands for a file of `configs/strategies`."""
-    found: dict[str, Path] = {}
-    for text in given:
-        bare = Path(text).suffix not in (".yaml", ".yml") and os.sep not in text
-        path = Path("configs", "strategies", f"{text}.yaml") if bare else Path(text)
+def _resolve(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Path]:
+    """Return the file of each strategy by its name; a bare name stands for a preset."""
+    files: dict[str, Path] = {}
+    for word in words:
+        try:
+            path = Path(resolve_config(word))
+        except ValueError as error:
+            parser.error(f"--strategies {word}: {error}")
         if not path.is_file():
-            parser.error(f"--strategies {text}: there is no file {path}")
-        if path.stem in found:
-            parser.error(f"--strategies: {found[path.stem]} and {path} have the same name; rename one")
-        found[path.stem] = path
-    return found
+            parser.error(f"--strategies {word}: there is no such file")
+        if path.stem in files:
+            parser.error(f"--strategies: {files[path.stem]} and {path} have the same name; rename one")
+        files[path.stem] = path
+    return files
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -203,26 +208,28 @@ def _parser() -> argparse.ArgumentParser:
         "lightning-al compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Everything after -- goes to every `lightning-al fit`:\n"
+        epilog="All arguments after -- are passed to every `lightning-al fit`:\n"
         "  lightning-al compare --config configs/digits.yaml --strategies random margin -- --trainer.max_epochs 5",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", nargs="+", type=Path, default=[], help="YAML of data, model and trainer")
-    parser.add_argument(
-        "--strategies", nargs="+", default=[], help="YAML files, or names of files in configs/strategies"
-    )
+    parser.add_argument("--config", nargs="+", type=Path, default=[], help="YAML files of data, model and trainer")
+    parser.add_argument("--strategies", nargs="+", default=[], help="names of presets, such as margin, or YAML files")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", type=int, help=f"how many seeds per strategy, from 0 (default: {DEFAULT_SEEDS})")
+    seeds.add_argument("--seeds", type=int, help=f"number of seeds per strategy: 0, 1, ... (default: {DEFAULT_SEEDS})")
     seeds.add_argument("--seed-list", type=int, nargs="+", metavar="SEED", help="the seeds themselves")
-    parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="for all runs (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one per core, %(default)s)"
     )
-    parser.add_argument("--report-only", "--no-run", action="store_true", help="only report the finished runs")
+    parser.add_argument("--report-only", "--no-run", action="store_true", help="run nothing, report the finished runs")
     parser.add_argument("--metric", default="test/accuracy", help="column of cycles.csv (default: %(default)s)")
     parser.add_argument("--lower-is-better", action="store_true", help="the metric is an error")
-    parser.add_argument("--baseline", default="random", help="what all are compared with (default: %(default)s)")
-    parser.add_argument("--against", nargs="+", default=[], metavar="NAME", help="compare all with these, too")
+    parser.add_argument(
+        "--baseline", default="random", help="the strategy that all others are compared with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME", help="further strategies that all others are compared with"
+    )
     add_target(parser)
     return parser
 

@@ -1,5 +1,6 @@
 """The command `lightning-al fit`: a LightningCLI whose `fit` runs all active-learning cycles."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ except ModuleNotFoundError as error:
     ) from error
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_al.acquisition.contract import Acquisition
+from lightning_al.cli.presets import preset_names, resolve_config_options
 from lightning_al.cycles.run_cycles import run_cycles
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.storage.run_folder import RunRefusedError
-from lightning_al.storage.settings import FREE_SETTINGS
+from lightning_al.storage.settings import RESUMABLE_SETTINGS
 from lightning_al.tracking.wandb import run_id
 
 EPILOG = (
-    "And `lightning-al compare`, strategies times seeds over one configuration, and `lightning-al report`, a page "
-    "about runs; each has a --help of its own."
+    "Two more commands have a --help of their own: `lightning-al compare` runs several strategies and seeds over one "
+    "configuration, and `lightning-al report` writes a page about runs. A bare name after --config is a strategy that "
+    f"is installed with the package: {', '.join(preset_names())}."
 )
 
 
@@ -33,9 +36,10 @@ class ActiveLearningCLI(LightningCLI):
     """A `LightningCLI` whose `fit` runs cycles of training, querying and testing.
 
     Next to LightningCLI's own keys there are `acquisition:` (any acquisition, by `class_path`) and the arguments of
-    `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `shown`, `target`, `overwrite`).
+    `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `num_preview_samples`, `target`,
+    `overwrite`).
     `data:` takes the arguments of `ActiveLearningDataModule`; its seed is `seed_everything`. `validate`, `test` and
-    `predict` are LightningCLI's.
+    `predict` are LightningCLI's. After `--config` a bare name, such as `margin`, is a preset of the package.
 
     Args:
         model_class: The LightningModule; None accepts any `class_path`.
@@ -62,7 +66,7 @@ class ActiveLearningCLI(LightningCLI):
         datamodule_class: type[ActiveLearningDataModule] = ActiveLearningDataModule,
         **kwargs: Any,
     ) -> None:
-        # one folder per run and not per trainer: `run_cycles` keeps the configuration there itself
+        # no callback, which would save one configuration per trainer: `run_cycles` saves one per run
         kwargs = {"save_config_callback": None, "seed_everything_default": 0, **kwargs}
         defaults = {"default_root_dir": "runs/default", **(kwargs.pop("trainer_defaults", None) or {})}
         super().__init__(model_class, datamodule_class, trainer_defaults=defaults, **kwargs)
@@ -75,10 +79,10 @@ class ActiveLearningCLI(LightningCLI):
         return commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys that active learning needs; call it from an override."""
+        """Add the keys of active learning; an override must call it."""
         parser.add_lightning_class_args(Acquisition, "acquisition", subclass_mode=True, required=False)
         parser.add_function_arguments(
-            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config", "free", "overwrite"}
+            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config", "may_change", "overwrite"}
         )
         parser.add_argument(
             "--overwrite",
@@ -89,8 +93,22 @@ class ActiveLearningCLI(LightningCLI):
         parser.set_defaults({"cycles": 5})
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments, in which a bare name after `--config` stands for a preset."""
+        if isinstance(args, (dict, Namespace)):
+            super().parse_arguments(parser, args)
+            return
+        try:
+            words = resolve_config_options(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            parser.error(str(error))  # exits with status 2
+        if args is None:  # LightningCLI warns if it is given arguments beside those of the process
+            self.config = parser.parse_args(words)
+        else:
+            super().parse_arguments(parser, words)
+
     def before_instantiate_classes(self) -> None:
-        """Let loggers without a folder of their own write into the run folder, and a W&B run go on where it was."""
+        """Set the run folder as the folder of loggers that have none, and the id of a W&B run that continues."""
         section = self.config[self.subcommand] if self.subcommand else self.config
         trainer = section.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
@@ -104,7 +122,7 @@ class ActiveLearningCLI(LightningCLI):
                 arguments.id = run_id(trainer.default_root_dir, fresh=section.get("overwrite", False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Leave out the acquisition that was not asked for, which LightningCLI would add as a None."""
+        """Return the trainer without the None that LightningCLI adds where no acquisition is configured."""
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not None]  # type: ignore[attr-defined]
         return trainer
@@ -117,7 +135,7 @@ class ActiveLearningCLI(LightningCLI):
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
         ):
             raise RunRefusedError(
-                "`fit` needs an acquisition: add `--config configs/strategies/noise_stability.yaml`, or "
+                "`fit` needs an acquisition: add `--config noise_stability`, or "
                 "`--acquisition NoiseStabilityAcquisition --acquisition.query_size 500`."
             )
         folder = Path(self.trainer.default_root_dir)
@@ -133,7 +151,7 @@ class ActiveLearningCLI(LightningCLI):
             self._make_afresh(folder / f"cycle-{cycle:02d}", loggers)
             return self.trainer, self.model
 
-        names = ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt", "shown", "target")
+        names = ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt", "num_preview_samples", "target")
         arguments = {name: section[name] for name in names}
         self.records = run_cycles(
             make,
@@ -141,7 +159,7 @@ class ActiveLearningCLI(LightningCLI):
             run_dir=folder,
             overwrite=section.overwrite,
             config=yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))[self.subcommand],
-            free=FREE_SETTINGS,
+            may_change=RESUMABLE_SETTINGS,
             **arguments,
         )
 

@@ -1,4 +1,4 @@
-"""The command `lightning-al report`: runs as a page that a person wants to look at."""
+"""The command `lightning-al report`: write a page about finished and unfinished runs."""
 
 import argparse
 import os
@@ -8,50 +8,52 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
-from lightning_al.cli.arguments import add_target, say
+from lightning_al.cli.arguments import add_target, print_line
 from lightning_al.report.groups import Group, choose_metric, compare_groups, group_runs
 from lightning_al.report.page import make_page
 from lightning_al.report.pictures import draw_pictures
 from lightning_al.report.runs import find_runs
 from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.cycles_table import metrics_of
+from lightning_al.storage.cycles_table import metric_names
 from lightning_al.storage.run_folder import RunRefusedError
 
-NEEDED = ("jinja2", "matplotlib", "plotly", "scipy")
+REQUIRED_PACKAGES = ("jinja2", "matplotlib", "plotly", "scipy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: By default those of the process.
+        arguments: The arguments; None takes those of the process.
 
     Returns:
         The exit status: 0, or 1 if a run was refused.
 
     """
     options = _parser().parse_args(arguments)
-    missing = [package for package in NEEDED if find_spec(package) is None]
+    missing = [package for package in REQUIRED_PACKAGES if find_spec(package) is None]
     if missing:
-        say(f'lightning-al report: {missing[0]} is not installed: pip install "lightning_al[report]"', sys.stderr)
+        print_line(
+            f'lightning-al report: {missing[0]} is not installed: pip install "lightning_al[report]"', sys.stderr
+        )
         return 1
     try:
         for file in write_report(options):
-            say(str(file))
+            print_line(str(file))
     except RunRefusedError as refusal:
-        say(f"lightning-al report: {refusal}", sys.stderr)
+        print_line(f"lightning-al report: {refusal}", sys.stderr)
         return 1
     return 0
 
 
 def write_report(options: argparse.Namespace) -> list[Path]:
-    """Write the page and its pictures beside it; return their paths."""
+    """Write the page and, beside it, its pictures; return their paths."""
     runs = find_runs(options.runs)
     groups = group_runs(runs)
     page: Path = options.output or _common_folder(options.runs) / "report.html"
     comparison: Comparison | None = None
     apart: list[Group] = []
-    if options.metric or any(metrics_of(run.records) for run in runs):
+    if options.metric or any(metric_names(run.records) for run in runs):
         metric, cost = choose_metric(runs, options.metric)
         lower = cost if options.lower_is_better is None else options.lower_is_better
         comparison, apart = compare_groups(groups, metric, options.baseline, lower, options.target)
@@ -69,19 +71,21 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-al report",
-        description="Write report.html, one page that opens anywhere without a network, and pictures in report/: "
-        "learning curves over seeds, a comparison, and for every run what each cycle picked.",
+        description="Write report.html, a single page that needs no network, and pictures in report/: learning curves "
+        "over seeds, a comparison, and the picks of each cycle of every run.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
-    parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder that holds the runs)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of run folders")
+    parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder of the runs)")
     parser.add_argument("--title", help="of the page (default: the names of the folders)")
-    parser.add_argument("--metric", help="column of cycles.csv (default: the first that is no loss)")
+    parser.add_argument("--metric", help="column of cycles.csv (default: the first that is not a loss)")
     parser.add_argument(
         "--lower-is-better",
         action=argparse.BooleanOptionalAction,
         help="whether the metric is an error (default: by its name)",
     )
-    parser.add_argument("--baseline", help="what all are compared with (default: random selection, if it is there)")
+    parser.add_argument(
+        "--baseline", help="the group that all others are compared with (default: random selection, if there is one)"
+    )
     add_target(parser)
     return parser

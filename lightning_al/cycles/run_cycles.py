@@ -13,15 +13,17 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.cycles.reset import Reset, ResetPolicy
-from lightning_al.cycles.run_settings import _check_pool_file, _settings
+from lightning_al.cycles.run_settings import check_pool_file, collect_settings
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.model.checkpoint import load_weights
-from lightning_al.numerics.seeding import Stream, derive_seed
-from lightning_al.storage.cycles_table import Record
+from lightning_al.numerics.seeding import RandomStream, derive_seed
+from lightning_al.storage.cycles_table import CycleRecord, CycleRow
 from lightning_al.storage.run_folder import RunFolder
 from lightning_al.tracking.console import format_cycle, format_table
-from lightning_al.tracking.cycle_tracker import Tracker
+from lightning_al.tracking.cycle_tracker import CycleTracker
+from lightning_al.tracking.target_results import format_target_results
 
 
 def run_cycles(
@@ -34,13 +36,13 @@ def run_cycles(
     shrink: float = 0.5,
     perturb: float = 0.1,
     ckpt: Literal["last", "best"] = "last",
-    shown: int = 32,
+    num_preview_samples: int = 32,
     target: Mapping[str, float] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
-    free: Collection[str] = (),
-) -> list[Record]:
+    may_change: Collection[str] = (),
+) -> list[CycleRow]:
     r"""Run active-learning cycles: fit, query at fit end, test; each with a fresh trainer, model and callbacks.
 
     A second `fit` of a used trainer trains nothing, and a used `EarlyStopping` or `ModelCheckpoint` remembers the
@@ -60,14 +62,14 @@ def run_cycles(
         shrink: Factor of the old weights, in [0, 1].
         perturb: Factor of the fresh weights, in [0, 1].
         ckpt: Which weights score, are tested and passed on: those of the last step, or `ModelCheckpoint`'s best.
-        shown: How many picks of each cycle are kept for a person to look at, as pictures, sounds or texts, in the run
-            folder and in the tables of Weights & Biases.
+        num_preview_samples: How many picks of each cycle are kept for a person to look at, as pictures, sounds or
+            texts, in the run folder and in the tables of Weights & Biases.
         target: Values of test metrics, such as `{"test/accuracy": 0.9}`; what they cost in labels is reported.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
         config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
             of the acquisition, the split and the reset.
-        free: Dotted names of settings in `config` that may change.
+        may_change: Dotted names of settings in `config` that may change.
 
     Returns:
         One record per cycle, as in `cycles.csv`: `cycle, labeled, queried`, test metrics, `fit_seconds,
@@ -96,36 +98,35 @@ def run_cycles(
         Shrink and perturb: Ash and Adams, On Warm-Starting Neural Network Training (2020).
 
     """
-    _check_arguments(cycles, ckpt, shown)
+    _check_arguments(cycles, ckpt, num_preview_samples)
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
-    if run_dir is None or config is None:  # ask a trainer; it goes unused
+    if run_dir is None or config is None:  # taken from a trainer that is not used further
         example, _ = make(0)
         run_dir = example.default_root_dir if run_dir is None else run_dir
-        config = _settings(_acquisition_of(example), datamodule, policy, ckpt) if config is None else config
+        config = collect_settings(acquisition_callback(example), datamodule, policy, ckpt) if config is None else config
     folder = RunFolder(Path(run_dir))
-    _check_pool_file(datamodule, folder, overwrite)
+    check_pool_file(datamodule, folder, overwrite)
     # `overwrite` does not look into the folder, which another process may be about to set aside
     records = [] if overwrite else folder.read_records()
     datamodule.pool_file = folder.pool_file
     if not overwrite:
-        folder.check_config(config, free, finished=len(records))
+        folder.check_config(config, may_change, finished=len(records))
         datamodule.reload_pool()
-    tracker = Tracker(folder, config, target or {})
+    tracker = CycleTracker(folder, config, target or {})
     for cycle in range(len(records), cycles):
-        if records and not records[-1]["queried"] and not datamodule.pool.num_unlabeled:
+        if records and not records[-1].queried and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
             break
-        seed_everything(derive_seed(Stream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
+        seed_everything(derive_seed(RandomStream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
-        acquisition = _acquisition_of(trainer)
-        acquisition.ckpt, acquisition.shown = ckpt, shown
+        acquisition_callback(trainer)  # raises if there is none
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
-            return [_run_cycle(trainer, model, datamodule, cycle, "last")]
+            return [_run_cycle(trainer, model, datamodule, cycle, "last").to_row()]
         if overwrite and cycle == 0:
             folder.set_aside()
-        folder.keep_config(config)
-        acquisition.picked_folder = folder.picked(cycle)
+        folder.write_config(config)
+        trainer.callbacks.append(QueryOptions(ckpt, num_preview_samples, folder.preview_dir(cycle)))  # type: ignore[attr-defined]
         _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
         policy.apply(model, folder.weights(cycle - 1) if cycle else None)
         datamodule.begin_cycle(cycle)
@@ -136,27 +137,30 @@ def run_cycles(
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
         tracker.end_cycle(trainer, records)
-        rank_zero_info(format_cycle(records[-1]))
+        rank_zero_info(format_cycle(records[-1].to_row()))
     datamodule.begin_cycle(None)
-    rank_zero_info("\n".join(["", format_table(records), *tracker.told_of_targets(records)]))
-    return records
+    rows = [record.to_row() for record in records]
+    rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target or {})]))
+    return rows
 
 
-def _check_arguments(cycles: int, ckpt: str, shown: int) -> None:
+def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:
     if cycles < 1:
         raise ValueError(f"`run_cycles(cycles={cycles})`: at least one cycle is needed.")
     if ckpt not in ("last", "best"):
         raise ValueError(f"`run_cycles(ckpt={ckpt!r})`: expected 'last' or 'best'.")
-    if shown < 0:
-        raise ValueError(f"`run_cycles(shown={shown})`: expected a number of samples, 0 for none.")
+    if num_preview_samples < 0:
+        raise ValueError(
+            f"`run_cycles(num_preview_samples={num_preview_samples})`: expected a number of samples, 0 for none."
+        )
 
 
 def _run_cycle(
     trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, ckpt: str
-) -> Record:
-    begun = time.perf_counter()
+) -> CycleRecord:
+    started = time.perf_counter()
     trainer.fit(model, datamodule)
-    fit_seconds = time.perf_counter() - begun
+    fit_seconds = time.perf_counter() - started
     datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
     if ckpt == "best":
         load_weights(model, getattr(trainer.checkpoint_callback, "best_model_path", ""))
@@ -167,15 +171,15 @@ def _run_cycle(
     query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None
     seconds = query.seconds if query else {}
     score_seconds, select_seconds = seconds.get("score", 0.0), seconds.get("select", 0.0)
-    return {
-        "cycle": cycle,
-        "labeled": len(datamodule.pool.labeled_by(cycle)),
-        "queried": len(query.indices) if query else 0,
-        **{name: float(value) for name, value in metrics.items()},
-        "fit_seconds": max(fit_seconds - score_seconds - select_seconds, 0.0),
-        "score_seconds": score_seconds,
-        "select_seconds": select_seconds,
-    }
+    return CycleRecord(
+        cycle=cycle,
+        labeled=len(datamodule.pool.labeled_by(cycle)),
+        queried=len(query.indices) if query else 0,
+        metrics={name: float(value) for name, value in metrics.items()},
+        fit_seconds=max(fit_seconds - score_seconds - select_seconds, 0.0),
+        score_seconds=score_seconds,
+        select_seconds=select_seconds,
+    )
 
 
 def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
@@ -184,11 +188,12 @@ def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
             callback.dirpath = str(folder)
 
 
-def _acquisition_of(trainer: Trainer) -> Acquisition:
-    found = [callback for callback in trainer.callbacks if isinstance(callback, Acquisition)]  # type: ignore[attr-defined]
-    if len(found) != 1:
+def acquisition_callback(trainer: Trainer) -> Acquisition:
+    """Return the acquisition among a trainer's callbacks."""
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, Acquisition)]  # type: ignore[attr-defined]
+    if len(callbacks) != 1:
         raise MisconfigurationException(
-            f"`run_cycles(make=...)`: expected trainers with one acquisition callback, got {len(found)}. Add one, "
+            f"`run_cycles(make=...)`: expected trainers with one acquisition callback, got {len(callbacks)}. Add one, "
             "as in `Trainer(callbacks=[NoiseStabilityAcquisition(query_size=500)])`."
         )
-    return found[0]
+    return callbacks[0]

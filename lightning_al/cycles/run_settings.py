@@ -14,7 +14,7 @@ from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.storage.run_folder import RunFolder
 
 
-def _settings(
+def collect_settings(
     acquisition: Acquisition, datamodule: ActiveLearningDataModule, policy: ResetPolicy, ckpt: str
 ) -> dict[str, Any]:
     """Collect what must not change when a run is continued, as far as a Python caller tells it."""
@@ -50,7 +50,7 @@ def _nameable(value: Any) -> Any:
     return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
-def _check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:
+def check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:
     """Refuse a datamodule that brings the labels of another run, which this one would replay."""
     used = datamodule.pool_file
     if used is not None and (overwrite or used.resolve() != folder.pool_file.resolve()):

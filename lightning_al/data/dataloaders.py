@@ -219,7 +219,7 @@ def pool_loader(
     return DataLoader[Any](view, batch_sampler=sampler, **options)
 
 
-def share_of(loader: DataLoader[PoolBatch]) -> list[int]:
+def local_indices(loader: DataLoader[PoolBatch]) -> list[int]:
     """Return the dataset indices that a process's pool loader will read, in order."""
     view: Any = loader.dataset
     return [int(view.indices[position]) for positions in loader.batch_sampler or () for position in positions]

@@ -27,7 +27,7 @@ from lightning_al.data.evaluation_view import with_transforms_of
 from lightning_al.data.fingerprint import differing_samples, fingerprint
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.data.pool import Pool
-from lightning_al.numerics.seeding import Stream, make_generator, seeded
+from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
 
 PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
 
@@ -158,7 +158,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
         """
         self.datamodule.trainer = self.trainer
-        with seeded(Stream.SETUP, self.seed):
+        with seeded(RandomStream.SETUP, self.seed):
             self.datamodule.setup(stage)
         if stage != "fit":
             return
@@ -187,7 +187,7 @@ class ActiveLearningDataModule(LightningDataModule):
         unlabeled = self.pool.unlabeled
         if self.candidates is None or self.candidates >= len(unlabeled):
             return unlabeled
-        generator = make_generator(Stream.CANDIDATES, self.seed, self.pool.cycle)
+        generator = make_generator(RandomStream.CANDIDATES, self.seed, self.pool.cycle)
         rows = torch.randperm(len(unlabeled), generator=generator)[: self.candidates].sort().values
         return array("q", [unlabeled[row] for row in rows.tolist()])
 
@@ -236,18 +236,20 @@ class ActiveLearningDataModule(LightningDataModule):
         """
         self.datamodule.load_state_dict(state_dict["datamodule"])
         if "pool" in state_dict:
-            self._adopt(Pool.from_state_dict(state_dict["pool"], "The checkpoint's pool"), "The checkpoint's pool")
+            self._merge_stored_pool(
+                Pool.from_state_dict(state_dict["pool"], "The checkpoint's pool"), "The checkpoint's pool"
+            )
 
     def reload_pool(self) -> None:
         """Read the pool file again, after other processes (`ddp_spawn`) or a person may have labeled."""
         if self.pool_file is not None and self.pool_file.exists():
-            self._adopt(Pool.load(self.pool_file), f"Pool file {self.pool_file}")
+            self._merge_stored_pool(Pool.load(self.pool_file), f"Pool file {self.pool_file}")
 
     def _refresh_pool(self) -> None:
         self.reload_pool()
         size, digest = len(self._train_dataset), fingerprint(self._train_dataset)
         if self._pool is None:
-            pool, generator = Pool(size, digest), make_generator(Stream.INITIAL, self.seed)
+            pool, generator = Pool(size, digest), make_generator(RandomStream.INITIAL, self.seed)
             indices = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start)
             pool.label(indices, strategy="initial")
             self._pool = pool
@@ -255,7 +257,7 @@ class ActiveLearningDataModule(LightningDataModule):
         source = "The pool" if self.pool_file is None else f"Pool file {self.pool_file}"
         self._pool.check_dataset(size, digest, source)
 
-    def _adopt(self, pool: Pool, source: str) -> None:
+    def _merge_stored_pool(self, pool: Pool, source: str) -> None:
         """Take over a stored pool, unless the present one has everything that it has and more."""
         current = self._pool
         if current is not None:
@@ -290,7 +292,9 @@ class ActiveLearningDataModule(LightningDataModule):
             )
 
     def _wrapped_loader(self) -> DataLoader[Any]:
-        with seeded(Stream.SETUP, self.seed):  # indices must mean the same samples, even where a split is drawn in here
+        with seeded(
+            RandomStream.SETUP, self.seed
+        ):  # indices must mean the same samples, even where a split is drawn in here
             loader = self.datamodule.train_dataloader()
         return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
 

@@ -27,7 +27,7 @@ def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
     if base is None or not hasattr(base, "transform"):
         return None
     transforms = {name: getattr(base, name) for name in TRANSFORM_ATTRIBUTES if hasattr(base, name)}
-    return _replace_transforms(dataset, transforms)
+    return replace_transforms(dataset, transforms)
 
 
 def _base(dataset: Any) -> Any | None:
@@ -36,17 +36,18 @@ def _base(dataset: Any) -> Any | None:
     return dataset
 
 
-def _replace_transforms(dataset: Any, transforms: Mapping[str, Any]) -> Any | None:
+def replace_transforms(dataset: Any, transforms: Mapping[str, Any]) -> Any | None:
+    """Return a shallow copy of a dataset with other transforms; None if it keeps none in an attribute."""
     if hasattr(dataset, "transform"):  # a subclass of Subset may well have one of its own
         try:
             return _copy_with(dataset, **{name: value for name, value in transforms.items() if hasattr(dataset, name)})
         except AttributeError:  # a property that cannot be set
             return None
     if isinstance(dataset, Subset):
-        inner = _replace_transforms(dataset.dataset, transforms)
+        inner = replace_transforms(dataset.dataset, transforms)
         return None if inner is None else _copy_with(dataset, dataset=inner)
     if isinstance(dataset, ConcatDataset):
-        parts = [_replace_transforms(part, transforms) for part in dataset.datasets]
+        parts = [replace_transforms(part, transforms) for part in dataset.datasets]
         return None if any(part is None for part in parts) else _copy_with(dataset, datasets=parts)
     return None
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_al.data.evaluation_view import TRANSFORM_ATTRIBUTES, _replace_transforms
+from lightning_al.data.evaluation_view import TRANSFORM_ATTRIBUTES, replace_transforms
 from lightning_al.numerics.seeding import preserved_rng
 
 
@@ -41,7 +41,7 @@ def fingerprint(dataset: Any, count: int = 8) -> str:
         Sixteen hexadecimal digits.
 
     """
-    plain = _replace_transforms(dataset, dict.fromkeys(TRANSFORM_ATTRIBUTES))
+    plain = replace_transforms(dataset, dict.fromkeys(TRANSFORM_ATTRIBUTES))
     digest = hashlib.sha256(str(len(dataset)).encode())
     with preserved_rng():
         for index in _spread(len(dataset), count):

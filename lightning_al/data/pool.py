@@ -1,40 +1,18 @@
 """Which dataset index was labeled in which cycle, by which strategy and with which score: pure bookkeeping."""
 
-import json
 import math
 import operator
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_al.storage.atomic_write import write_atomically
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Labeling:
-    """One act of labeling: the samples that joined the labeled part together.
-
-    Attributes:
-        strategy: Who chose them: `"initial"`, the class name of an acquisition, or whatever the caller says.
-        indices: Dataset indices, in the order in which they were picked.
-        scores: One score per index (larger means 'label first'), or None where the strategy has none.
-        seconds: How long the parts of the choice took, by name.
-
-    """
-
-    strategy: str
-    indices: list[int]
-    scores: list[float] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+from lightning_al.storage.pool_file import SCHEMA_VERSION, Labeling, check_schema_version, read_pool, write_pool
+from lightning_al.storage.schema import DamagedFileError
 
 
 class Pool:
@@ -203,7 +181,7 @@ class Pool:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], source: str = "The pool's state") -> "Pool":
-        """Rebuild a pool from `state_dict` or from what the JSON file holds.
+        """Rebuild a pool from `state_dict`.
 
         Args:
             state: What `state_dict` returned.
@@ -216,19 +194,10 @@ class Pool:
             ValueError: If the schema version is unknown, a key is missing or an index is refused.
 
         """
-        version = state.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"{source} has schema version {version!r}; this lightning_al reads {SCHEMA_VERSION}. "
-                "Use the version of lightning_al that wrote it."
-            )
+        check_schema_version(state.get("schema_version"), source)
         try:
             pool = cls(state["size"], state["fingerprint"])
-            for cycle, entry in enumerate(state["history"]):
-                if "cycle" in entry and entry["cycle"] != cycle:
-                    raise ValueError(
-                        f"{source} has cycle {entry['cycle']} in place {cycle}: restore the order of its lines."
-                    )
+            for entry in state["history"]:
                 pool.label(
                     entry["indices"], strategy=entry["strategy"], scores=entry["scores"], seconds=entry["seconds"]
                 )
@@ -238,14 +207,7 @@ class Pool:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pool as JSON, atomically: a crash leaves either the old file or the new one."""
-        head = {"schema_version": SCHEMA_VERSION, "size": self.size, "fingerprint": self.fingerprint}
-        entries = [
-            json.dumps({"cycle": cycle, **asdict(labeling)}, allow_nan=False)
-            for cycle, labeling in enumerate(self._history)
-        ]
-        # one line per cycle: small enough to diff, and to read in an editor
-        body = ",\n".join(f"  {entry}" for entry in entries)
-        write_atomically(path, f'{json.dumps(head)[:-1]},\n "history": [\n{body}\n]}}\n')
+        write_pool(path, self.size, self.fingerprint, self._history)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Pool":
@@ -259,20 +221,19 @@ class Pool:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a pool, with its name and the reason.
+            DamagedFileError: If the file is not a pool, with its name, the field and the reason.
 
         """
-        source = f"Pool file {os.fspath(path)}"
+        stored = read_pool(path)
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{source} is not valid JSON ({error}); restore it from a copy.") from error
-        if not isinstance(state, dict):
-            raise ValueError(f"{source} holds a {type(state).__name__}, expected the object that `Pool.save` writes.")
-        try:
-            return cls.from_state_dict(state, "it")
+            pool = cls(stored.size, stored.fingerprint)
+            for labeling in stored.history:
+                pool.label(
+                    labeling.indices, strategy=labeling.strategy, scores=labeling.scores, seconds=labeling.seconds
+                )
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{source} cannot be used: {error}") from error
+            raise DamagedFileError(f"{os.fspath(path)} cannot be used: {error}") from error
+        return pool
 
     def _check_range(self, indices: list[int]) -> None:
         outside = [index for index in indices if not 0 <= index < self.size]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_al.formulas.checks import check_budget, checked_points
-from lightning_al.formulas.greedy import OuterProducts, draw, grow
+from lightning_al.formulas.greedy import OuterProducts, d2_sampling_block, greedy_select
 
 
 def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.Generator) -> Tensor:
@@ -54,7 +54,7 @@ def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.
             f"`badge(residuals, features)`: expected one row of each per sample, got {len(residuals)} and "
             f"{len(features)}; measure both in the same forward pass"
         )
-    gradients, choose = OuterProducts(residuals, features), partial(draw, generator=generator)
+    gradients, choose = OuterProducts(residuals, features), partial(d2_sampling_block, generator=generator)
     # the factors may fit while their product does not; four of its kind stand in a distance
     if not bool((gradients.lengths <= torch.finfo(residuals.dtype).max / 16).all()):
         row = int(gradients.lengths.argmax())
@@ -63,7 +63,7 @@ def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.
             f"norm of {gradients.lengths[row].item()} in row {row}; scale the features down"
         )
     first = choose(gradients, gradients.lengths, 1)
-    return grow(gradients, gradients.take(first), first, min(budget, len(residuals)), choose)
+    return greedy_select(gradients, gradients.take(first), first, min(budget, len(residuals)), choose)
 
 
 def hypothetical_residuals(probs: Tensor) -> Tensor:

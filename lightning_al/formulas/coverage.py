@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_al.formulas.checks import check_budget, checked_centers, checked_points
-from lightning_al.formulas.greedy import Vectors, draw, farthest, grow
+from lightning_al.formulas.greedy import Vectors, d2_sampling_block, farthest_point_block, greedy_select
 
 
 def k_center(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
@@ -52,7 +52,9 @@ def k_center(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
     centers = checked_centers("k_center", centers, points)
     points, mean = _shifted(points)
     nothing = torch.empty(0, dtype=torch.long)
-    return grow(Vectors(points), Vectors(centers - mean), nothing, min(budget, len(points)), farthest)
+    return greedy_select(
+        Vectors(points), Vectors(centers - mean), nothing, min(budget, len(points)), farthest_point_block
+    )
 
 
 def kmeans_plus_plus(
@@ -94,16 +96,16 @@ def kmeans_plus_plus(
     """
     check_budget("kmeans_plus_plus", budget)
     points = checked_points("kmeans_plus_plus", "points", points)
-    count, choose = min(budget, len(points)), partial(draw, generator=generator)
+    count, choose = min(budget, len(points)), partial(d2_sampling_block, generator=generator)
     if centers is not None:
         centers = checked_centers("kmeans_plus_plus", centers, points)
         points, mean = _shifted(points)
-        return grow(Vectors(points), Vectors(centers - mean), torch.empty(0, dtype=torch.long), count, choose)
+        return greedy_select(Vectors(points), Vectors(centers - mean), torch.empty(0, dtype=torch.long), count, choose)
     start = Vectors(points).lengths
     shifted = Vectors(_shifted(points)[0])
     first = choose(shifted, start, 1)
     # The origin must not stay on as a ghost center, or points near it would hardly ever be picked.
-    return grow(shifted, shifted.take(first), first, count, choose)
+    return greedy_select(shifted, shifted.take(first), first, count, choose)
 
 
 def _shifted(points: Tensor) -> tuple[Tensor, Tensor]:

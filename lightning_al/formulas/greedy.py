@@ -103,12 +103,12 @@ class OuterProducts:
         return [OuterProducts(*parts) for parts in zip(self.left.split(size), self.right.split(size), strict=True)]
 
 
-Chooser = Callable[[Points, Tensor, int], Tensor]
+BlockSelector = Callable[[Points, Tensor, int], Tensor]
 """Picks a block of 1 to n rows, given the points, their squared distances to the nearest center or pick (N,), which
 are -inf in rows picked already, and n."""
 
 
-def grow(points: Points, centers: Points, rows: Tensor, count: int, choose: Chooser) -> Tensor:
+def greedy_select(points: Points, centers: Points, rows: Tensor, count: int, choose: BlockSelector) -> Tensor:
     """Extend `rows` to `count` picks, block by block.
 
     Args:
@@ -116,7 +116,7 @@ def grow(points: Points, centers: Points, rows: Tensor, count: int, choose: Choo
         centers: What is covered already, the points in `rows` included.
         rows: The rows picked already.
         count: Number of rows to return.
-        choose: `farthest` or `draw`.
+        choose: `farthest_point_block` or `d2_sampling_block`.
 
     Returns:
         Rows of shape (count,), in the order of picking, on the CPU.
@@ -124,7 +124,7 @@ def grow(points: Points, centers: Points, rows: Tensor, count: int, choose: Choo
     """
     nearest = torch.full_like(points.lengths, math.inf)
     while len(rows) < count:
-        _lower(nearest, points, centers)
+        _update_min_distances(nearest, points, centers)
         # -inf survives every later minimum: a picked row cannot win again, even among zero distances.
         nearest[rows] = -math.inf
         block = choose(points, nearest, count - len(rows))
@@ -132,7 +132,7 @@ def grow(points: Points, centers: Points, rows: Tensor, count: int, choose: Choo
     return rows
 
 
-def farthest(points: Points, nearest: Tensor, count: int) -> Tensor:
+def farthest_point_block(points: Points, nearest: Tensor, count: int) -> Tensor:
     """Pick among the candidates farthest out while the best of them surely beats every point left aside.
 
     Distances only fall: a point that is no candidate never rises above the last candidate's distance at the start. So
@@ -157,7 +157,7 @@ def farthest(points: Points, nearest: Tensor, count: int) -> Tensor:
     return rows.cpu()[picks]
 
 
-def draw(points: Points, nearest: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+def d2_sampling_block(points: Points, nearest: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
     """Draw in proportion to `nearest`, which falls from pick to pick, by rejection.
 
     Candidates are drawn from the weights at the start; one that is accepted with probability ``now / start`` is a draw
@@ -183,7 +183,7 @@ def draw(points: Points, nearest: Tensor, count: int, *, generator: torch.Genera
     return rows[picks]
 
 
-def _lower(nearest: Tensor, points: Points, centers: Points) -> None:
+def _update_min_distances(nearest: Tensor, points: Points, centers: Points) -> None:
     """Lower `nearest` (N,) in place to the squared distances to the nearest center, tile by tile."""
     for block in centers.tiles(_CANDIDATES):
         size = max(1, _BLOCK_ELEMENTS // len(block.lengths))

@@ -37,7 +37,7 @@ def entropy(probs: Tensor) -> Tensor:
 
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
-        Settles, "Active Learning Literature Survey", 2009, section 3.1.
+        Settles, "Active Learning Literature ScoringPass", 2009, section 3.1.
     """
     probs = checked_probs("entropy", "probs", probs)
     return mean_over_positions(torch.special.entr(probs).sum(dim=1))

@@ -98,7 +98,7 @@ def train_member(
     Args:
         start: The module before the outer fit; not touched.
         outer: The trainer that has just finished fitting on an `ActiveLearningDataModule`; not touched.
-        entropy: Integers that seed everything about the member, such as `(Stream.TRAINING, seed, cycle, member)`.
+        entropy: Integers that seed everything about the member, such as `(RandomStream.TRAINING, seed, cycle, member)`.
         fresh: Draw the weights anew.
         bootstrap: Train on as many samples, drawn with replacement.
 

@@ -11,7 +11,6 @@ from lightning_al.data.batch import take_rows
 from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import derive_seed
-from lightning_al.scoring.progress import tell_pass
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 TRIES = 50  # draws that must all agree before a model counts as one that does not drop
@@ -27,7 +26,7 @@ def dropout(module: nn.Module, *entropy: int) -> Iterator[None]:
 
     Args:
         module: A network in eval mode; dropout that it calls as a function is not reached.
-        *entropy: Integers that fix all masks of this draw, such as `(Stream.DROPOUT, seed, cycle, pass)`.
+        *entropy: Integers that fix all masks of this draw, such as `(RandomStream.DROPOUT, seed, cycle, pass)`.
 
     References:
         Kirsch, van Amersfoort and Gal, BatchBALD (2019), section 4 on consistent masks.
@@ -108,7 +107,7 @@ def dropout_passes(
     for step, entropy in enumerate(draws, start=1):
         with dropout(predictor.module, *entropy):
             outputs = predictor.output(batch, output)
-        tell_pass(step, len(draws), len(outputs))
+        predictor.report_pass(step, len(draws), len(outputs))
         yield outputs
 
 

@@ -41,7 +41,7 @@ def find_output(outputs: Any) -> Tensor:
     return found
 
 
-def canonical(outputs: Tensor) -> Tensor:
+def to_batch_class_positions(outputs: Tensor) -> Tensor:
     """Bring outputs to (B, C, *positions), in at least single precision.
 
     Args:

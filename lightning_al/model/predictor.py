@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_al.data.batch import THREE_WAYS_OUT, forward_arguments
-from lightning_al.model.output import Output, canonical, find_output
+from lightning_al.model.output import Output, find_output, to_batch_class_positions
+from lightning_al.scoring.progress import ReportPass, ignore_pass
 
 
 class Predictor:
@@ -21,6 +22,7 @@ class Predictor:
 
     Args:
         module: Any `nn.Module`; usually the clone of a LightningModule, on its device and in eval mode.
+        report_pass: Called after each of several passes over a batch, so that a progress bar can move.
 
     Example:
         >>> predictor = Predictor(nn.Linear(3, 2))
@@ -29,13 +31,14 @@ class Predictor:
 
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, report_pass: ReportPass = ignore_pass) -> None:
         self.module = module
+        self.report_pass = report_pass
         self._gives_probabilities: bool | None = None  # unknown before the first batch
 
     def __call__(self, batch: Any) -> Tensor:
         """Return raw outputs (logits, or values for regression) of shape (B, C, *positions)."""
-        return canonical(find_output(self._run(batch)))
+        return to_batch_class_positions(find_output(self._run(batch)))
 
     def probabilities(self, batch: Any) -> Tensor:
         """Return class probabilities of shape (B, C, *positions).
@@ -50,9 +53,9 @@ class Predictor:
             ValueError: If there is a single output, whose softmax would always be one.
 
         """
-        return self.normalized(self(batch))
+        return self.to_probabilities(self(batch))
 
-    def normalized(self, outputs: Tensor) -> Tensor:
+    def to_probabilities(self, outputs: Tensor) -> Tensor:
         """Return the class probabilities that outputs of this module, (B, C, *positions), stand for."""
         if outputs.shape[1] == 1:
             raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_al.model.predictor import Predictor
-from lightning_al.scoring.progress import tell_pass
 
 Weights = Mapping[str, Tensor]
 
@@ -35,8 +34,8 @@ def copy_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: copies[id(tensor)] for name, tensor in own.items()}
 
 
-def placed(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """Copy weights to where a module keeps its own, so that `loaded` only has to swap pointers.
+def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """Copy weights to where a module keeps its own, so that `swapped_weights` only has to swap pointers.
 
     Args:
         module: Its device, precision and memory layout decide; the clone that scores has at least single precision.
@@ -59,7 +58,7 @@ def placed(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
 
 
 @contextmanager
-def loaded(module: nn.Module, weights: Weights) -> Iterator[None]:
+def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
     """Give a module other weights inside, and its own ones back afterwards, also after an exception.
 
     Pointers are swapped and nothing is copied: parameters and buffers stay the same objects, which optimizers, hooks
@@ -67,14 +66,14 @@ def loaded(module: nn.Module, weights: Weights) -> Iterator[None]:
 
     Args:
         module: Any module.
-        weights: As `placed` returns them: on the module's device and in its precision.
+        weights: As `copy_to_device_of` returns them: on the module's device and in its precision.
 
     Raises:
         ValueError: If a name, a shape, a precision or a device is not the module's.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
-        >>> with loaded(layer, {"weight": Tensor([[1.0, 2.0]])}):
+        >>> with swapped_weights(layer, {"weight": Tensor([[1.0, 2.0]])}):
         ...     layer(Tensor([[1.0, 1.0]])).tolist()
         [[3.0]]
 
@@ -97,16 +96,16 @@ def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) 
     Args:
         predictor: The model, which has its own weights again whenever a pass is handed over.
         batch: A batch on its device.
-        members: K sets of weights, as `placed` returns them.
+        members: K sets of weights, as `copy_to_device_of` returns them.
 
     Yields:
         K tensors of class probabilities (B, C, *positions).
 
     """
     for step, weights in enumerate(members, start=1):
-        with loaded(predictor.module, weights):
+        with swapped_weights(predictor.module, weights):
             probs = predictor.probabilities(batch)
-        tell_pass(step, len(members), len(probs))
+        predictor.report_pass(step, len(members), len(probs))
         yield probs
 
 
@@ -122,5 +121,6 @@ def _check(module: nn.Module, own: Weights, weights: Weights, trait: Any) -> Non
         if trait(tensor) != trait(weights[key]):
             raise ValueError(
                 f"These weights do not fit {name}: {key!r} expected {trait(tensor)}, got {trait(weights[key])}. Take "
-                "them from a module of the same architecture, and let `placed` bring them to its device and precision."
+                "them from a module of the same architecture, and let `copy_to_device_of` bring them to its device and "
+                "precision."
             )

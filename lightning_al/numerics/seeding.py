@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 
-class Stream(IntEnum):
+class RandomStream(IntEnum):
     """What a draw is for, so that no two purposes ever share their random numbers.
 
     The numbers go into every seed, so they stay as they are; 8 was that of a purpose that is gone.
@@ -25,7 +25,7 @@ class Stream(IntEnum):
     NOISE = 7
     DROPOUT = 9
     CLUSTERS = 10
-    NARROWING = 11
+    SUBSAMPLING = 11
     TRACKING = 12
 
 
@@ -37,7 +37,7 @@ def derive_seed(*entropy: int) -> int:
     (1,) and (1, 0) would be one to it; their number and two words for each keep them apart.
 
     Args:
-        *entropy: Integers of any sign, such as `(Stream.NOISE, seed, cycle, pass)`.
+        *entropy: Integers of any sign, such as `(RandomStream.NOISE, seed, cycle, pass)`.
 
     Returns:
         An integer in [0, 2^63).

@@ -75,7 +75,7 @@ def make_backend(
             return derivatives
     if is_low:
         rank_zero_warn(LOW_PRECISION_INSIDE.format(type(predictor.module).__name__))
-    return FiniteDifferences(forward, parameters, noise, compiled=compiled)
+    return FiniteDifferences(forward, parameters, noise, compiled=compiled, report_pass=predictor.report_pass)
 
 
 def _has_derivatives(

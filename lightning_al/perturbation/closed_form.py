@@ -21,7 +21,6 @@ from lightning_al.perturbation.directions import Directions, Response, output_di
 from lightning_al.perturbation.noise import Noise, noisy_parameters
 from lightning_al.perturbation.parts import Part
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
-from lightning_al.scoring.progress import tell_pass
 
 DENSE = (
     '`passes="inf"`: {} returns outputs of shape {} for each sample, and the closed form is for one row of outputs per '
@@ -94,7 +93,7 @@ class ClosedForm:
         scores = []
         for batch in chunk:
             scores.append(self.scores(batch))
-            tell_pass(1, 1, len(scores[-1]))
+            self._root.predictor.report_pass(1, 1, len(scores[-1]))
         return torch.cat(scores)
 
     def scores(self, batch: Any) -> Tensor:
@@ -128,7 +127,7 @@ class ClosedForm:
         """Return what is measured, given whether the model ends in a softmax of its own."""
         if self._output != "softmax":
             return self._output
-        return "probabilities" if self._root.predictor.normalized(outputs) is outputs else "softmax"
+        return "probabilities" if self._root.predictor.to_probabilities(outputs) is outputs else "softmax"
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

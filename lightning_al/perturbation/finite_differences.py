@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_al.numerics.seeding import make_generator
 from lightning_al.perturbation.deviations import Deviation, Seed
 from lightning_al.perturbation.noise import Noise
-from lightning_al.scoring.progress import tell_pass
+from lightning_al.scoring.progress import ReportPass, ignore_pass
 
 HELD_BYTES = 2**30  # of clean outputs kept on the device while the passes run
 
@@ -67,6 +67,7 @@ class FiniteDifferences:
         noise: What to add.
         compiled: Run the passes through `torch.compile`, on a GPU as CUDA graphs.
         held_bytes: How much may be kept on the device beside the inputs; much less of dense outputs.
+        report_pass: Called after each pass over a batch.
 
     Cost: K + 1 forward passes per sample; memory for the clean outputs, and twice the parameters.
 
@@ -80,12 +81,14 @@ class FiniteDifferences:
         *,
         compiled: bool = False,
         held_bytes: int = HELD_BYTES,
+        report_pass: ReportPass = ignore_pass,
     ) -> None:
         self._device = parameters[0].device
         self._run = _compiled(forward, self._device.type == "cuda") if compiled else forward
         self._parameters = parameters
         self._noise = noise
         self._held_bytes = held_bytes
+        self._report_pass = report_pass
 
     def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield the deviations pass by pass, for as many batches at a time as may be held."""
@@ -99,7 +102,7 @@ class FiniteDifferences:
             with perturbed(self._parameters, steps):
                 for position, batch, clean in group:
                     yield Deviation(position, step, self._run(batch) - clean, clean)
-                    tell_pass(step + 1, len(seeds), len(clean))
+                    self._report_pass(step + 1, len(seeds), len(clean))
 
     def _groups(self, chunk: Sequence[Any]) -> Iterator[list[CleanPass]]:
         """Run the clean passes, as many at a time as may be held."""

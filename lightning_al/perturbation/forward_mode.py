@@ -22,7 +22,6 @@ from lightning_al.numerics.seeding import make_generator
 from lightning_al.perturbation.deviations import Deviation, Seed
 from lightning_al.perturbation.noise import Noise
 from lightning_al.scoring.memory import is_out_of_memory
-from lightning_al.scoring.progress import tell_pass
 
 
 class ForwardDerivatives:
@@ -57,6 +56,7 @@ class ForwardDerivatives:
         self._outputs = _Outputs(predictor, output)
         names = {id(parameter): name for name, parameter in self._outputs.named_parameters()}
         self._parameters = {names[id(parameter)]: parameter.detach() for parameter in parameters}
+        self._report_pass = predictor.report_pass
         self._noise = noise
         self._device = parameters[0].device
         self._dtype = dtype
@@ -84,7 +84,7 @@ class ForwardDerivatives:
                     for change in changes:
                         yield Deviation(position, step, change, output)
                         step += 1
-                        tell_pass(step, len(seeds), len(output))
+                        self._report_pass(step, len(seeds), len(output))
             start += count
 
     def _derive(self, directions: dict[str, Tensor], count: int, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,13 +13,13 @@ from lightning_al.model.memory_format import prefer_channels_last
 from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.float32 import true_float32
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import Method, make_backend
 from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, find_closed_form
 from lightning_al.perturbation.deviations import Backend, Norm, Seed, deviation_sizes
 from lightning_al.perturbation.directions import Directions
 from lightning_al.perturbation.noise import Distribution, Noise, Scope
-from lightning_al.scoring.memory import Budget, chunked, within_memory
+from lightning_al.scoring.memory import MemoryLimit, chunked, within_memory
 from lightning_al.scoring.transfer import to_module
 
 Passes: TypeAlias = int | float | Literal["inf"]
@@ -101,15 +101,15 @@ def noise_stability(
         predictor = Predictor(clone_module(model, device))
         measure: Callable[[list[Any]], Tensor] | None = None
         scores = []
-        budget = Budget()
-        for chunk in chunked((to_module(batch, predictor.module) for batch in batches), budget):
+        limit = MemoryLimit()
+        for chunk in chunked((to_module(batch, predictor.module) for batch in batches), limit):
             if measure is None:
                 prefer_channels_last(predictor, chunk[0])
                 scorer = find_scorer(
                     predictor,
                     chunk[0],
                     count,
-                    (Stream.NOISE, seed, 0),
+                    (RandomStream.NOISE, seed, 0),
                     noise=noise,
                     modules=modules,
                     output=output,
@@ -118,7 +118,7 @@ def noise_stability(
                     compiled=compile,
                 )
                 measure = partial(_scores, scorer, norm)
-            scores.append(within_memory(measure, chunk, budget).float().cpu())
+            scores.append(within_memory(measure, chunk, limit).float().cpu())
     if not scores:
         raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
     return torch.cat(scores)

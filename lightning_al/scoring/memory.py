@@ -20,7 +20,7 @@ CHUNK_BYTES = 256 * 2**20  # of inputs held on the device at a time; enough batc
 
 
 @dataclass
-class Budget:
+class MemoryLimit:
     """How much a chunk may hold; less after a chunk was too much.
 
     Attributes:
@@ -34,14 +34,14 @@ class Budget:
 
 
 def within_memory(
-    measure: Callable[[list[Any]], Tensor], chunk: list[Any], budget: Budget, sizes: list[int] | None = None
+    measure: Callable[[list[Any]], Tensor], chunk: list[Any], limit: MemoryLimit, sizes: list[int] | None = None
 ) -> Tensor:
     """Measure a chunk; if the device runs out of memory, measure its halves, down to single samples.
 
     Args:
         measure: Maps a list of batches on the device to one row per sample.
         chunk: The batches.
-        budget: Halved when memory runs out, so that the next chunks are smaller from the start.
+        limit: Halved when memory runs out, so that the next chunks are smaller from the start.
         sizes: The number of samples in each batch; by default what their tensors say.
 
     Returns:
@@ -51,7 +51,7 @@ def within_memory(
         torch.OutOfMemoryError: If a single sample is too much.
 
     """
-    if len(chunk) > 1 or budget.samples == math.inf:
+    if len(chunk) > 1 or limit.samples == math.inf:
         try:
             return measure(chunk)
         except RuntimeError as error:
@@ -60,21 +60,21 @@ def within_memory(
                 raise
             reason = str(error)
         # outside of the handler, whose error keeps the tensors of the failed pass alive
-        _take_less(budget, sizes[0] if len(chunk) == 1 else None, reason)
+        _take_less(limit, sizes[0] if len(chunk) == 1 else None, reason)
     sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
     if len(chunk) == 1:
-        return _in_parts(measure, chunk[0], sizes[0], budget)
+        return _in_parts(measure, chunk[0], sizes[0], limit)
     middle = len(chunk) // 2
     halves = [(chunk[:middle], sizes[:middle]), (chunk[middle:], sizes[middle:])]
-    return torch.cat([within_memory(measure, batches, budget, counts) for batches, counts in halves])
+    return torch.cat([within_memory(measure, batches, limit, counts) for batches, counts in halves])
 
 
-def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, budget: Budget) -> Tensor:
+def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit) -> Tensor:
     """Measure a batch in parts that fit, each taken out of the whole, whose size tells what has a row per sample."""
     rows: list[Tensor] = []
     done = 0
     while done < size:
-        count = int(min(budget.samples, size - done))
+        count = int(min(limit.samples, size - done))
         part = batch if count == size else take_rows(batch, torch.arange(done, done + count), size)
         try:
             rows.append(measure([part]))
@@ -85,15 +85,15 @@ def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, bud
         else:
             done += count
             continue
-        _take_less(budget, count, reason)
+        _take_less(limit, count, reason)
     return torch.cat(rows)
 
 
-def _take_less(budget: Budget, samples: int | None, reason: str) -> None:
-    """Halve the budget after a chunk, or a batch of so many samples, was too much."""
-    budget.nbytes //= 2
+def _take_less(limit: MemoryLimit, samples: int | None, reason: str) -> None:
+    """Halve the limit after a chunk, or a batch of so many samples, was too much."""
+    limit.nbytes //= 2
     if samples is not None:
-        budget.samples = (samples + 1) // 2
+        limit.samples = (samples + 1) // 2
     rank_zero_info(
         f"{reason.partition(chr(10))[0]} Scoring goes on with half as many samples at a time; nothing is lost."
     )
@@ -107,23 +107,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(error.args) and isinstance(error.args[0], str) and is_oom_error(error)
 
 
-def chunked(batches: Iterable[BatchT], budget: Budget | None = None) -> Iterator[list[BatchT]]:
+def chunked(batches: Iterable[BatchT], limit: MemoryLimit | None = None) -> Iterator[list[BatchT]]:
     """Group batches into chunks of at most so many bytes, each of at least one batch.
 
     Args:
         batches: Nested containers of tensors.
-        budget: Upper bound on the tensors of a chunk together; may shrink on the way.
+        limit: Upper bound on the tensors of a chunk together; may shrink on the way.
 
     Yields:
         Lists of batches, in order.
 
     """
-    budget = budget or Budget()
+    limit = limit or MemoryLimit()
     chunk: list[BatchT] = []
     held = 0
     for batch in batches:
-        size = _nbytes(batch) or budget.nbytes  # what holds tensors out of sight makes a chunk of its own
-        if chunk and held + size > budget.nbytes:
+        size = _nbytes(batch) or limit.nbytes  # what holds tensors out of sight makes a chunk of its own
+        if chunk and held + size > limit.nbytes:
             yield chunk
             chunk, held = [], 0
         chunk.append(batch)

@@ -11,7 +11,7 @@ from lightning_al.scoring.row_checks import check_rows
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Measurements of a part of the data.
 
     Attributes:
@@ -26,29 +26,30 @@ class Measured:
     scores: Tensor | None = None
 
 
-def collect(
+def gather_measurements(
     trainer: Trainer,
     name: str,
-    part: Sequence[int],
-    mine: Sequence[int],
+    *,
+    expected: Sequence[int],
+    expected_here: Sequence[int],
     indices: list[int],
     rows: Tensor,
-    shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
-    ranked: bool = True,
-    score: Callable[[Tensor], Tensor | None] = lambda rows: None,
-) -> Measured:
+    rows_to_gather: Callable[[Tensor], Tensor | None],
+    ranked: bool,
+    score: Callable[[Tensor], Tensor | None],
+) -> Measurements:
     """Check the measurements of all processes, and bring together what is needed of them.
 
     Args:
         trainer: Its strategy's process group is still alive at fit end.
         name: The strategy, for messages.
-        part: Dataset indices that were to be measured, ascending.
-        mine: Those that were this process's share.
+        expected: Dataset indices that were to be measured, ascending.
+        expected_here: Those that this process was to measure.
         indices: Those that this process measured.
         rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
-        shortlist: Returns which of one process's rows, at least one, are needed; None for all.
+        rows_to_gather: Returns which of one process's rows, at least one, are needed; None for all.
         ranked: Whether samples will be picked by these, so that equal rows would be useless.
-        score: Returns one number per row, or None; those of all rows come together, on a shortlist or not.
+        score: Returns one number per row, or None; those of all rows are gathered, whichever rows are.
 
     Returns:
         The measurements, the same on every process.
@@ -60,24 +61,24 @@ def collect(
     """
     if trainer.world_size == 1:
         indices, rows = _sorted(indices, rows)
-        check_rows(name, part, indices, rows, ranked)
-        return Measured(indices, rows, score(rows))
+        check_rows(name, expected, indices, rows, ranked)
+        return Measurements(indices, rows, score(rows))
     strategy = trainer.strategy
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
     # whatever looks wrong on one process is gathered whole, so that every process raises the same error
-    sound = _is_sound(name, mine, indices, rows, ranked)
-    chosen = (shortlist(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
+    sound = _is_sound(name, expected_here, indices, rows, ranked)
+    chosen = (rows_to_gather(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
     if strategy.reduce_boolean_decision(chosen is not None):  # every process votes, also one without a batch
         assert chosen is not None
-        mine_scored = score(rows)
-        scores = None if mine_scored is None else gather_rows(trainer, indices, mine_scored)[1]
+        local_scores = score(rows)
+        scores = None if local_scores is None else gather_rows(trainer, indices, local_scores)[1]
         indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
     else:
         indices, rows = gather_rows(trainer, indices, rows)
-        check_rows(name, part, indices, rows, ranked)
+        check_rows(name, expected, indices, rows, ranked)
         scores = score(rows)
-    return Measured(indices, rows, scores)
+    return Measurements(indices, rows, scores)
 
 
 def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:

@@ -7,16 +7,20 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_al.data.dataloaders import share_of
+from lightning_al.data.dataloaders import local_indices
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.scoring.measure import measure_pool
-from lightning_al.scoring.processes import Measured, collect
-from lightning_al.scoring.progress import progress_bar
+from lightning_al.scoring.processes import Measurements, gather_measurements
+from lightning_al.scoring.progress import Progress
+
+
+def _none_of(rows: Tensor) -> None:
+    """Return None, for rows without a score and for rows that are all gathered."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """How the samples of one cycle are measured.
+class ScoringPass:
+    """How the samples of one query are measured.
 
     Args:
         name: The strategy, for messages.
@@ -24,7 +28,7 @@ class Survey:
         datamodule: Where samples come from.
         transfer: Moves a batch to the device.
         measure: Maps a chunk, a list of batches on the device, to one row per sample.
-        score: Maps rows to one number each, or to None.
+        progress: Shows how far the pass is.
 
     """
 
@@ -33,32 +37,42 @@ class Survey:
     datamodule: ActiveLearningDataModule
     transfer: Callable[[Any], Any]
     measure: Callable[[list[Any]], Tensor]
-    score: Callable[[Tensor], Tensor | None] = lambda rows: None
+    progress: Progress
 
-    def read(
+    def run(
         self,
-        part: Sequence[int],
-        shortlist: Callable[[Tensor], Tensor | None] = lambda rows: None,
+        indices: Sequence[int],
+        *,
+        part: str = "",
         ranked: bool = True,
-        scored: bool = True,
-        called: str = "",
-    ) -> Measured:
+        rows_to_gather: Callable[[Tensor], Tensor | None] = _none_of,
+        score: Callable[[Tensor], Tensor | None] = _none_of,
+    ) -> Measurements:
         """Measure some samples.
 
         Args:
-            part: Dataset indices, ascending.
-            shortlist: Returns which rows of one process all processes need, or None for all.
+            indices: Dataset indices, ascending.
+            part: What these samples are, for the progress bar.
             ranked: Whether samples will be picked by these.
-            scored: Whether these rows have scores.
-            called: What these samples are, for the progress bar.
+            rows_to_gather: Returns which rows of one process all processes need, or None for all.
+            score: Maps rows to one number each, or to None.
 
         Returns:
             The measurements, the same on every process.
 
         """
-        loader = self.datamodule.pool_dataloader(part)
-        title = f"{self.name}, {called}" if called else self.name
-        with progress_bar(self.trainer, len(part) // self.trainer.world_size, title) as advance:
-            indices, rows = measure_pool(self.measure, loader, self.transfer, advance=advance)
-        score = self.score if scored else lambda rows: None
-        return collect(self.trainer, self.name, part, share_of(loader), indices, rows, shortlist, ranked, score)
+        loader = self.datamodule.pool_dataloader(indices)
+        title = f"{self.name}, {part}" if part else self.name
+        with self.progress.bar(len(indices) // self.trainer.world_size, title) as advance:
+            measured, rows = measure_pool(self.measure, loader, self.transfer, advance=advance)
+        return gather_measurements(
+            self.trainer,
+            self.name,
+            expected=indices,
+            expected_here=local_indices(loader),
+            indices=measured,
+            rows=rows,
+            rows_to_gather=rows_to_gather,
+            ranked=ranked,
+            score=score,
+        )

@@ -1,8 +1,10 @@
 """Files that a crash cannot leave half-written."""
 
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -43,3 +45,22 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder beside the old one, and put it in the old one's place once everything is there.
+
+    Args:
+        folder: Replaced if it is there; left as it is after an exception.
+
+    Yields:
+        An empty folder to write into.
+
+    """
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)

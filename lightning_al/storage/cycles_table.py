@@ -1,31 +1,103 @@
 """The table of finished cycles, `cycles.csv`."""
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeAlias
 
-Record = dict[str, int | float]
+from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.schema import REMEDY, DamagedFileError, from_mapping
 
-
-def read_table(path: Path) -> list[Record]:
-    """Read `cycles.csv`: the records of the finished cycles, without what is empty."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {name: _number(text) for name, text in row.items() if text not in ("", None)}
-            for row in csv.DictReader(file)
-        ]
+CycleRow: TypeAlias = dict[str, int | float]
+"""A row of `cycles.csv`, as `run_cycles` returns it."""
 
 
-def _number(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+@dataclass(frozen=True)
+class CycleRecord:
+    """What is kept about one finished cycle.
+
+    Attributes:
+        cycle: Its number, from 0.
+        labeled: How many labeled samples it trained on.
+        queried: How many samples its query labeled.
+        fit_seconds: Time of the fit without the query.
+        score_seconds: Time to score the candidates.
+        select_seconds: Time to select from them.
+        metrics: Test metrics by name.
+
+    """
+
+    cycle: int
+    labeled: int
+    queried: int
+    fit_seconds: float
+    score_seconds: float
+    select_seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def query_seconds(self) -> float:
+        """The time to score and select."""
+        return self.score_seconds + self.select_seconds
+
+    def to_row(self) -> CycleRow:
+        """Return the columns of `cycles.csv` in order: counts, metrics, seconds."""
+        counts = {"cycle": self.cycle, "labeled": self.labeled, "queried": self.queried}
+        return {**counts, **self.metrics, **{name: getattr(self, name) for name in SECONDS}}
 
 
 SECONDS = ("fit_seconds", "score_seconds", "select_seconds")
+BOOKKEEPING = ("cycle", "labeled", "queried", *SECONDS)  # the columns that are no metrics
+_TYPES = {column.name: column.type for column in fields(CycleRecord) if column.name != "metrics"}
 
 
-BOOKKEEPING = ("cycle", "labeled", "queried", *SECONDS)  # columns of `cycles.csv` that are no metrics
-
-
-def metrics_of(records: Sequence[Record]) -> list[str]:
+def metric_names(records: Sequence[CycleRecord]) -> list[str]:
     """Return the names of the test metrics that every finished cycle has."""
-    return [name for name in records[0] if name not in BOOKKEEPING and all(name in record for record in records)]
+    return [name for name in records[0].metrics if all(name in record.metrics for record in records)]
+
+
+def write_cycles(path: Path, records: Sequence[CycleRecord]) -> None:
+    """Write one row per finished cycle, atomically."""
+    rows = [record.to_row() for record in records]
+    metrics = dict.fromkeys(name for record in records for name in record.metrics)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=["cycle", "labeled", "queried", *metrics, *SECONDS])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def read_cycles(path: Path) -> list[CycleRecord]:
+    """Read the finished cycles.
+
+    Args:
+        path: `cycles.csv`; a metric may be empty in some rows.
+
+    Returns:
+        One record per row.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If a row lacks a column or holds something else than a number, naming both.
+
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return [_parse(row, f"{path}, row {number}") for number, row in enumerate(csv.DictReader(file), start=1)]
+
+
+def _parse(row: Mapping[str | None, str | None], source: str) -> CycleRecord:
+    values: dict[str, int | float] = {}
+    for name, text in row.items():
+        if name is None:
+            raise DamagedFileError(f"{source} has more cells than the header; {REMEDY}.")
+        if text is None or text == "":
+            continue
+        try:
+            values[name] = int(text) if _TYPES.get(name) is int else float(text)
+        except ValueError as error:
+            expected = "a whole number" if _TYPES.get(name) is int else "a number"
+            raise DamagedFileError(f"{source}: `{name}` is {text!r}, expected {expected}; {REMEDY}.") from error
+    metrics = {name: value for name, value in values.items() if name not in _TYPES}
+    return from_mapping(CycleRecord, {**values, "metrics": metrics}, source)

@@ -1,20 +1,15 @@
-"""The folder of a run: which file lies where, and setting an old run aside."""
+"""The folder of a run: which file lies where, what may continue there, and setting an old run aside."""
 
-import csv
-import io
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.cycles_table import Record, read_table
-from lightning_al.storage.settings import _plain, flatten, is_free
+from lightning_al.storage.cycles_table import CycleRecord, read_cycles, write_cycles
+from lightning_al.storage.settings import describe_changes, plain, read_settings, write_settings
 
 
 class RunRefusedError(ValueError):
@@ -33,14 +28,14 @@ class RunFolder:
         self.path = path
         self.pool_file = path / "pool.json"
         self.config_file = path / "config.yaml"
-        self.table = path / "cycles.csv"
+        self.cycles_file = path / "cycles.csv"
         self.notes_file = path / "tracking.json"
 
     def cycle(self, cycle: int) -> Path:
         """Return the folder of one cycle."""
         return self.path / f"cycle-{cycle:02d}"
 
-    def picked(self, cycle: int) -> Path:
+    def preview_dir(self, cycle: int) -> Path:
         """Return the folder of what the query at the end of a cycle picked."""
         return self.cycle(cycle) / "picked"
 
@@ -56,50 +51,34 @@ class RunFolder:
         torch.save({"state_dict": model.state_dict()}, partial)
         partial.replace(self.weights(cycle))
 
-    def read_records(self) -> list[Record]:
+    def read_records(self) -> list[CycleRecord]:
         """Return the records of the finished cycles.
 
         Raises:
             RunRefusedError: If there are records without their pool.
+            DamagedFileError: If a record cannot be read.
 
         """
-        if not self.table.exists():
+        if not self.cycles_file.exists():
             return []
         if not self.pool_file.exists():
             raise RunRefusedError(
-                f"{self.table} counts finished cycles, but there is no {self.pool_file.name} beside it that says what "
-                "they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
+                f"{self.cycles_file} counts finished cycles, but there is no {self.pool_file.name} beside it that says "
+                "what they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
             )
-        return read_table(self.table)
+        return read_cycles(self.cycles_file)
 
     @rank_zero_only
-    def write_records(self, records: list[Record]) -> None:
+    def write_records(self, records: Sequence[CycleRecord]) -> None:
         """Write one row per finished cycle, atomically."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for record in records for name in record)))
-        writer.writeheader()
-        writer.writerows(records)
-        write_atomically(self.table, text.getvalue())
+        write_cycles(self.cycles_file, records)
 
-    def read_notes(self) -> dict[str, Any]:
-        """Return what trackers remember from process to process; nothing if the file is missing or broken."""
-        try:
-            notes = json.loads(self.notes_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # without it curves overlap, but nothing is lost
-            return {}
-        return notes if isinstance(notes, dict) else {}
-
-    @rank_zero_only
-    def write_note(self, name: str, value: Any) -> None:
-        """Remember something under a name, beside what is remembered under others."""
-        write_atomically(self.notes_file, json.dumps({**self.read_notes(), name: value}, indent=1) + "\n")
-
-    def check_config(self, config: Mapping[str, Any], free: Collection[str], finished: int) -> None:
+    def check_config(self, config: Mapping[str, Any], may_change: Collection[str], finished: int) -> None:
         """Refuse to continue a run with another configuration, and say so if the run goes on.
 
         Args:
             config: Nested settings that YAML can hold.
-            free: Dotted names of settings that may change; a name takes everything below it.
+            may_change: Dotted names of settings that may differ; a name takes everything below it.
             finished: How many cycles are finished.
 
         Raises:
@@ -108,13 +87,9 @@ class RunFolder:
         """
         if not self.pool_file.exists():
             return
-        begun = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else config
-        old, new = flatten(_plain(begun)), flatten(_plain(config))
-        differing = [
-            name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name) and not is_free(name, free)
-        ]
-        if differing:
-            changes = "; ".join(f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing)
+        before = read_settings(self.config_file) if self.config_file.exists() else plain(config)
+        changes = describe_changes(before, plain(config), may_change)
+        if changes:
             raise RunRefusedError(
                 f"The run in {self.path} was begun with another configuration ({changes}). Choose another run folder, "
                 "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
@@ -124,9 +99,9 @@ class RunFolder:
         )
 
     @rank_zero_only
-    def keep_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration of the run."""
-        write_atomically(self.config_file, yaml.safe_dump(_plain(config), sort_keys=False))
+        write_settings(self.config_file, config)
 
     @rank_zero_only
     def set_aside(self) -> None:
@@ -136,7 +111,7 @@ class RunFolder:
             RunRefusedError: If the folder is the working directory or holds it.
 
         """
-        if not self.pool_file.exists() and not self.table.exists():
+        if not self.pool_file.exists() and not self.cycles_file.exists():
             return
         if Path.cwd().is_relative_to(self.path.resolve()):
             raise RunRefusedError(

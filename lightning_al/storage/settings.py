@@ -1,15 +1,22 @@
 """The settings of a run, `config.yaml`, and which of them may change when the run is continued."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-# what may change between the processes that continue a run: none of these has a say in which samples are picked
-FREE_SETTINGS = (
+import yaml
+
+from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.schema import REMEDY, DamagedFileError
+
+# What may change between the processes that continue a run. Some of these still reach the picks: another device or
+# number of processes trains other weights. They are free because a run often has to go on elsewhere.
+RESUMABLE_SETTINGS = (
     "config",
     "cycles",
     "data.num_workers",
+    "num_preview_samples",
     "overwrite",
-    "shown",
     "target",
     "trainer.accelerator",
     "trainer.default_root_dir",
@@ -26,23 +33,69 @@ FREE_SETTINGS = (
 )
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names; an empty mapping stays a value.
+
+    Example:
+        >>> flatten({"trainer": {"max_epochs": 3}, "seed": 0})
+        {'trainer.max_epochs': 3, 'seed': 0}
+
+    """
+    if isinstance(settings, Mapping) and settings:
+        parts = (flatten(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in settings.items())
+        return {name: value for part in parts for name, value in part.items()}
+    return {prefix: settings} if prefix else {}
 
 
-def is_free(name: str, free: Collection[str]) -> bool:
-    """Tell whether a dotted name, or what it lies under, is among those that may change."""
+def may_change(name: str, free: Collection[str]) -> bool:
+    """Return whether a dotted name, or what it lies under, is among those that may change."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
 
 
-def _plain(value: Any) -> Any:
-    """Turn settings into what YAML holds: mappings, lists, strings and numbers."""
+def describe_changes(before: Any, after: Any, free: Collection[str] = (), missing: Any = None) -> str:
+    """Return which settings differ, as text for a refusal; empty if none does.
+
+    Args:
+        before: Nested settings.
+        after: Nested settings.
+        free: Dotted names of settings that may differ; a name takes everything below it.
+        missing: What a setting counts as where it is not set.
+
+    """
+    old, new = flatten(before), flatten(after)
+    return "; ".join(
+        f"{name}: {old.get(name, missing)!r} then, {new.get(name, missing)!r} now"
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name, missing) != new.get(name, missing) and not may_change(name, free)
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return settings as YAML holds them: mappings, lists, strings and numbers."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write `config.yaml`, atomically."""
+    write_atomically(path, yaml.safe_dump(plain(settings), sort_keys=False))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read `config.yaml`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If it is no YAML, or no mapping.
+
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"{path} is not valid YAML ({error}); {REMEDY}.") from error
+    if not isinstance(settings, dict):
+        raise DamagedFileError(f"{path} holds a {type(settings).__name__}, expected settings by name; {REMEDY}.")
+    return settings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.badge import hypothetical_residuals
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
@@ -46,7 +46,7 @@ class BADGEAcquisition(Acquisition):
         self.features = features
         self.seed = seed
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the features."""
         self._read = Features(context.predictor, context.batch, self.features)
         outputs, _ = self._read(context.batch)
@@ -61,7 +61,7 @@ class BADGEAcquisition(Acquisition):
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: the two factors of each gradient."""
         outputs, features = self._read(batch)
-        residuals = hypothetical_residuals(predictor.normalized(outputs))
+        residuals = hypothetical_residuals(predictor.to_probabilities(outputs))
         return torch.cat([residuals.to(features), features], dim=1)
 
     def select(self, query: Query) -> list[int]:

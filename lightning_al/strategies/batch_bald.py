@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 
 
 class BatchBALDAcquisition(Acquisition):
@@ -55,10 +55,10 @@ class BatchBALDAcquisition(Acquisition):
         self.configurations = configurations
         self.seed = seed
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Fix the draws, and check that a draw is the same network for all samples."""
         check_dropout("BatchBALDAcquisition", context.predictor, context.batch, consistent=True)
-        self._draws = [(Stream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
+        self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: log-probabilities (B, K, C)."""

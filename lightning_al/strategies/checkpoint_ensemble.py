@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context
+from lightning_al.acquisition.query import QueryContext
 from lightning_al.formulas.disagreement import bald
 from lightning_al.model.predictor import Predictor
-from lightning_al.model.weight_swap import Weights, copy_weights, placed, weight_passes
+from lightning_al.model.weight_swap import Weights, copy_to_device_of, copy_weights, weight_passes
 
 TOO_SHORT = (
     "`CheckpointEnsembleAcquisition` compares the weights of at least 2 epochs of one fit, but {}. Train for longer "
@@ -81,11 +81,11 @@ class CheckpointEnsembleAcquisition(Acquisition):
         """Let go of the weights."""
         self._recent.clear()
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Bring the weights to the device."""
         if len(self._recent) < 2:
             raise MisconfigurationException(TOO_SHORT.format(f"this fit finished {len(self._recent)}"))
-        self._members = [placed(context.predictor.module, weights) for weights in self._recent]
+        self._members = [copy_to_device_of(context.predictor.module, weights) for weights in self._recent]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Score one batch."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
 
@@ -44,7 +44,7 @@ class CoreSetAcquisition(Acquisition):
         super().__init__(query_size)
         self.features = features
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the features."""
         self._read = Features(context.predictor, context.batch, self.features)
 

@@ -28,7 +28,7 @@ class EntropyAcquisition(Acquisition):
         100
 
     References:
-        Shannon 1948; Settles, Active Learning Literature Survey (2009), section 3.1.
+        Shannon 1948; Settles, Active Learning Literature ScoringPass (2009), section 3.1.
 
     """
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context
+from lightning_al.acquisition.query import QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 
 Uncertainty = Literal["predictive_entropy", "expected_entropy", "variance"]
 
@@ -60,10 +60,10 @@ class MCDropoutAcquisition(Acquisition):
         self.uncertainty = uncertainty
         self.seed = seed
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Fix the draws."""
         check_dropout("MCDropoutAcquisition", context.predictor, context.batch)
-        self._draws = [(Stream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
+        self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Score one batch."""

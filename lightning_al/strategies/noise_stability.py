@@ -12,11 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.procedure import first_candidates
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
 from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import Method
 from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense
 from lightning_al.perturbation.deviations import (
@@ -130,16 +131,16 @@ class NoiseStabilityAcquisition(Acquisition):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse dense outputs, which have no closed form, before any training."""
         if self._count is None and trainer.datamodule.pool.num_unlabeled:  # type: ignore[attr-defined]
-            with self.first_candidates(trainer, pl_module) as (predictor, batch):
+            with first_candidates(trainer, pl_module) as (predictor, batch):
                 check_not_dense(predictor, predictor(batch))
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the parameters that get noise, and the closed form, or passes with their seeds."""
         self._scorer = find_scorer(
             context.predictor,
             context.batch,
             self._count,
-            (Stream.NOISE, context.seed, context.cycle),
+            (RandomStream.NOISE, context.seed, context.cycle),
             noise=self._noise,
             modules=self.modules,
             output=self.output,
@@ -162,7 +163,7 @@ class NoiseStabilityAcquisition(Acquisition):
             return deviation_vectors(backend, chunk, seeds, self.selection == "k-center").float()
         return ranking_rows(deviation_sizes(backend, chunk, seeds, self.norm)).float()
 
-    def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
+    def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
         """Keep what top-k needs, and what the confidence needs: the best by each half of the passes."""
         if self.selection != "topk":
             return None
@@ -187,15 +188,15 @@ class NoiseStabilityAcquisition(Acquisition):
         """Return R(x) of each row; of the normalized deviations for k-center."""
         return rows[:, SCORE] if self.selection in RANKING else rows.square().sum(1) / (self._count or FALLBACK_PASSES)
 
-    def figures(self, query: Query) -> dict[str, float]:
+    def metrics(self, query: Query) -> dict[str, float]:
         """Report the passes, and how far two halves of them agree on the picks; nothing of a closed form."""
         if isinstance(self._scorer, ClosedForm):
             return {}
         passes = self._count or FALLBACK_PASSES
-        figures = {"passes": float(passes)}
+        metrics = {"passes": float(passes)}
         if self.selection in RANKING and passes > 1:
-            figures["confidence"] = _overlap(query.pool[:, EVEN], query.pool[:, ODD], query.budget)
-        return figures
+            metrics["confidence"] = _overlap(query.pool[:, EVEN], query.pool[:, ODD], query.budget)
+        return metrics
 
 
 def _overlap(one: Tensor, other: Tensor, budget: int) -> float:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream, derive_seed
+from lightning_al.numerics.seeding import RandomStream, derive_seed
 
 
 class ProbCoverAcquisition(Acquisition):
@@ -64,11 +64,13 @@ class ProbCoverAcquisition(Acquisition):
         self.features = features
         self.purity = purity
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the features, and the number of classes."""
         self._read = Features(context.predictor, context.batch, self.features)
         self._classes = self._read(context.batch)[0].shape[1]
-        self._seed = derive_seed(Stream.CLUSTERS, context.seed, context.cycle) % 2**32  # scikit-learn takes no more
+        self._seed = (
+            derive_seed(RandomStream.CLUSTERS, context.seed, context.cycle) % 2**32
+        )  # scikit-learn takes no more
         if self.radius is None and self._classes < 2:
             raise ValueError(
                 "`ProbCoverAcquisition(radius=None)` finds the radius from as many clusters as there are classes, but "

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.disagreement import bald, predictive_entropy, vote_entropy
 from lightning_al.functional import top_k
 from lightning_al.model.committee import copy_untrained, read_member, train_member
 from lightning_al.model.predictor import Predictor
-from lightning_al.model.weight_swap import placed, weight_passes, weights_of
-from lightning_al.numerics.seeding import Stream
+from lightning_al.model.weight_swap import copy_to_device_of, weight_passes, weights_of
+from lightning_al.numerics.seeding import RandomStream
 
 Disagreement = Literal["vote_entropy", "consensus_entropy", "kl_divergence"]
 
@@ -109,7 +109,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         """Let go of the copy."""
         self._start = None
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Read or train the other members."""
         module = context.predictor.module
         assert isinstance(module, LightningModule)
@@ -118,7 +118,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         else:
             others = (self._train(self._start, module.trainer, context, member) for member in range(1, self.members))
         own = {name: tensor.data for name, tensor in weights_of(module).items()}
-        self._committee = [own, *(placed(module, weights) for weights in others)]
+        self._committee = [own, *(copy_to_device_of(module, weights) for weights in others)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: (B, 2) disagreement, and entropy of the consensus."""
@@ -129,7 +129,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         disagreement = vote_entropy(passes) if self.disagreement == "vote_entropy" else bald(passes)
         return torch.stack([disagreement, consensus], dim=1)
 
-    def shortlist(self, rows: Tensor, budget: int) -> Tensor:
+    def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
         """Keep what may be picked."""
         return top_k(rows[:, 0], budget, ties=rows[:, 1])
 
@@ -141,9 +141,9 @@ class QueryByCommitteeAcquisition(Acquisition):
         """Return the disagreement of each row."""
         return rows[:, 0]
 
-    def _train(self, start: LightningModule, trainer: Trainer, context: Context, member: int) -> dict[str, Tensor]:
+    def _train(self, start: LightningModule, trainer: Trainer, context: QueryContext, member: int) -> dict[str, Tensor]:
         rank_zero_info(f"QueryByCommitteeAcquisition: member {member + 1} of {self.members} trains.")
-        entropy = (Stream.TRAINING, context.seed, context.cycle, member)
+        entropy = (RandomStream.TRAINING, context.seed, context.cycle, member)
         weights = train_member(start, trainer, entropy, fresh=self.reinitialize, bootstrap=self.bootstrap)
         # processes train alike, but kernels on a GPU may round each time in another order
         broadcast: dict[str, Tensor] = trainer.strategy.broadcast(weights)

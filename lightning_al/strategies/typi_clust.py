@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream, derive_seed
+from lightning_al.numerics.seeding import RandomStream, derive_seed
 
 
 class TypiClustAcquisition(Acquisition):
@@ -67,10 +67,12 @@ class TypiClustAcquisition(Acquisition):
         self.neighbors = neighbors
         self.seed = seed
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Find the features."""
         self._read = Features(context.predictor, context.batch, self.features)
-        self._seed = derive_seed(Stream.CLUSTERS, context.seed, context.cycle) % 2**32  # scikit-learn takes no more
+        self._seed = (
+            derive_seed(RandomStream.CLUSTERS, context.seed, context.cycle) % 2**32
+        )  # scikit-learn takes no more
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: the directions of its features."""

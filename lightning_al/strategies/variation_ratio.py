@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream
+from lightning_al.numerics.seeding import RandomStream
 
 
 class VariationRatioAcquisition(Acquisition):
@@ -48,17 +48,17 @@ class VariationRatioAcquisition(Acquisition):
         self.passes = passes
         self.seed = seed
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Fix the draws."""
         check_dropout("VariationRatioAcquisition", context.predictor, context.batch)
-        self._draws = [(Stream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
+        self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: the share of dissenting votes, and what decides a tie."""
         passes = list(dropout_passes(predictor, batch, self._draws))
         return torch.stack([functional.variation_ratio(passes), functional.predictive_entropy(passes)], dim=1)
 
-    def shortlist(self, rows: Tensor, budget: int) -> Tensor:
+    def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
         """Keep the best of each process."""
         return functional.top_k(rows[:, 0], budget, ties=rows[:, 1])
 

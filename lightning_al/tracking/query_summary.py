@@ -1,14 +1,9 @@
-"""What a query did: figures, the scores of all candidates, and the first of its picks for a person to look at."""
+"""What a query did: metrics, the scores of all candidates, and the first of its picks for a person to look at."""
 
-import csv
-import io
-import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,22 +12,21 @@ from torch import Tensor
 
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.data.initial_labels import class_labels
-from lightning_al.data.media import Media, media_of, save_media
+from lightning_al.data.media import Media, media_of
 from lightning_al.data.pool import Pool
-from lightning_al.functional import redundancy
+from lightning_al.formulas.redundancy import redundancy
 from lightning_al.model.clone import scoring_clone
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
 from lightning_al.scoring.transfer import make_transfer
-from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.pool_file import Labeling
+from lightning_al.storage.query_files import NUM_QUANTILES
 
-QUANTILES = 21  # 0, 5, ..., 100 %
-MOST_CLASSES = 50  # that are counted one by one
-COLUMNS = ("index", "rank", "score", "predicted", "label", "file", "text")
+MAX_COUNTED_CLASSES = 50  # above which the classes of the picks are not counted one by one
 
 
 @dataclass(frozen=True)
-class Picked:
+class PickedSample:
     """One sample that was picked, as a person sees it.
 
     Attributes:
@@ -54,54 +48,64 @@ class Picked:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class QuerySummary:
     """What a query did.
 
     Attributes:
         pool: The pool after it; the last entry of its history is what the query labeled.
-        figures: Numbers by name: what the strategy reports, `candidates`, and as far as they are known `redundancy`,
+        metrics: Numbers by name: what the strategy reports, `candidates`, and as far as they are known `redundancy`,
             `label_entropy` (nats) and `label/<class>` (how many of each class were labeled).
-        scores: (N,) scores of all candidates, on the CPU; None where the strategy has none.
-        shown: The first picks.
+        candidate_scores: (N,) scores of all candidates, on the CPU; None where the strategy has none.
+        picks: The first picks.
 
     """
 
     pool: Pool
-    figures: Mapping[str, float]
-    scores: Tensor | None
-    shown: Sequence[Picked]
+    metrics: Mapping[str, float]
+    candidate_scores: Tensor | None
+    picks: Sequence[PickedSample]
+
+    @property
+    def labeling(self) -> Labeling:
+        """What the query labeled."""
+        return self.pool.history[-1]
+
+    @property
+    def labeled_before(self) -> int:
+        """How many labeled samples the cycle trained on."""
+        return self.pool.num_labeled - len(self.labeling.indices)
 
     @property
     def quantiles(self) -> list[float] | None:
         """The 0, 5, ..., 100 % quantiles of the scores of all candidates."""
-        if self.scores is None or not len(self.scores):
+        if self.candidate_scores is None or not len(self.candidate_scores):
             return None
-        ordered = self.scores.double().sort().values  # torch.quantile takes 16 million numbers at most
-        rows = torch.linspace(0, len(ordered) - 1, QUANTILES).round().long()
-        found: list[float] = ordered[rows].tolist()
-        return found
+        ordered = self.candidate_scores.double().sort().values  # torch.quantile takes 16 million numbers at most
+        rows = torch.linspace(0, len(ordered) - 1, NUM_QUANTILES).round().long()
+        quantiles: list[float] = ordered[rows].tolist()
+        return quantiles
 
 
-def observe(
+def summarize_query(
     trainer: Trainer,
     module: LightningModule,
     prepare: Callable[[LightningModule], None],
-    figures: Mapping[str, float],
-    scores: Tensor | None,
-    shown: int,
-) -> Outcome | None:
+    metrics: Mapping[str, float],
+    candidate_scores: Tensor | None,
+    num_preview_samples: int,
+) -> QuerySummary | None:
     """Look at what the last query picked: one more forward pass over the picks, on the first process.
 
     Args:
         trainer: The trainer at fit end; its datamodule's pool has the picks already.
         module: Its module, of which a clone predicts.
         prepare: Loads the weights that scored into the clone.
-        figures: What is known about the query.
-        scores: (N,) scores of all candidates.
-        shown: How many picks to show.
+        metrics: What is known about the query.
+        candidate_scores: (N,) scores of all candidates.
+        num_preview_samples: How many picks to keep for a person to look at.
 
     Returns:
-        The outcome; None on other processes than the first.
+        The summary; None on other processes than the first.
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -115,11 +119,11 @@ def observe(
     labeling = datamodule.pool.history[-1]
     labels = _known_labels(loader.dataset)
     predicted = _predicted(outputs)
-    found = {**figures, **_class_figures(labels)}
+    all_metrics = {**metrics, **_class_metrics(labels)}
     if features is not None and len(features) > 1:
-        found["redundancy"] = float(redundancy(features))
+        all_metrics["redundancy"] = float(redundancy(features))
     picks = [
-        Picked(
+        PickedSample(
             index,
             rank,
             labeling.scores[rank] if labeling.scores else None,
@@ -127,39 +131,11 @@ def observe(
             labels[rank] if labels else None,
             media_of(loader.dataset[rank][1]),
         )
-        for rank, index in enumerate(labeling.indices[:shown])
+        for rank, index in enumerate(labeling.indices[:num_preview_samples])
     ]
-    return Outcome(datamodule.pool, found, None if scores is None else scores.cpu(), picks)
-
-
-def write_outcome(outcome: Outcome, folder: Path) -> None:
-    """Write an outcome for the report: `query.json`, `picked.csv` and the pictures, all or nothing.
-
-    Args:
-        outcome: What to write.
-        folder: Replaced if it is there.
-
-    """
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for pick in outcome.shown:
-        media = pick.media
-        file = "" if media is None or isinstance(media, str) else save_media(media, partial, str(pick.index))
-        said = media if isinstance(media, str) else ""
-        writer.writerow([pick.index, pick.rank, pick.score, pick.predicted, pick.label, file, said])
-    write_atomically(partial / "picked.csv", text.getvalue())
-    summary = {
-        "strategy": outcome.pool.history[-1].strategy,
-        "figures": dict(outcome.figures),
-        "quantiles": outcome.quantiles,
-    }
-    write_atomically(partial / "query.json", json.dumps(summary, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    return QuerySummary(
+        datamodule.pool, all_metrics, None if candidate_scores is None else candidate_scores.cpu(), picks
+    )
 
 
 def _forward(predictor: Predictor, batches: Any) -> tuple[list[Tensor], Tensor | None]:
@@ -197,12 +173,12 @@ def _known_labels(view: Any) -> list[int] | None:
         return None
 
 
-def _class_figures(labels: Sequence[int] | None) -> dict[str, float]:
+def _class_metrics(labels: Sequence[int] | None) -> dict[str, float]:
     if not labels:
         return {}
     counts = Counter(labels)
     shares = [count / len(labels) for count in counts.values()]
     found = {"label_entropy": -sum(share * math.log(share) for share in shares) + 0.0}
-    if len(counts) <= MOST_CLASSES:
+    if len(counts) <= MAX_COUNTED_CLASSES:
         found |= {f"label/{label}": float(counts[label]) for label in sorted(counts)}
     return found

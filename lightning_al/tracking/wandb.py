@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_al.analysis.run_summary import summary_of
+from lightning_al.analysis.run_summary import summarize_run
 from lightning_al.data.media import Sound
-from lightning_al.storage.cycles_table import Record
+from lightning_al.storage.cycles_table import CycleRecord
 from lightning_al.storage.run_folder import RunFolder
-from lightning_al.tracking.query_summary import Outcome, Picked
+from lightning_al.storage.tracking_notes import read_notes, update_notes
+from lightning_al.tracking.query_summary import PickedSample, QuerySummary
+from lightning_al.tracking.tracker import tracker_for
 
 if TYPE_CHECKING:
     from wandb import Table
@@ -41,104 +43,89 @@ def run_id(run_dir: str | Path, *, fresh: bool = False) -> str:
         8
 
     """
-    known = None if fresh else RunFolder(Path(run_dir)).read_notes().get(NOTE, {}).get("id")
+    known = None if fresh else read_notes(RunFolder(Path(run_dir)).notes_file).logger_runs.get(NOTE, {}).get("id")
     return str(known or secrets.token_hex(4))
 
 
-def begin(logger: WandbLogger, folder: RunFolder, config: Mapping[str, Any], target: Mapping[str, float]) -> None:
-    """Tell a run what it is about, when a process begins with its cycles.
+class WandbTracker:
+    """The tracker of Weights & Biases: one run for all cycles, pictures of the picks, scores, summaries.
 
     Args:
         logger: The logger.
-        folder: The run folder, which remembers the run.
-        config: The settings of all cycles.
-        target: Values of metrics that are to be reached.
 
     """
-    from lightning_al import __version__
 
-    run = logger.experiment
-    note = folder.read_notes().get(NOTE, {})
-    processes = note.get("processes", 0) if note.get("id") == run.id else 0
-    folder.write_note(NOTE, {"id": run.id, "processes": processes + 1})
-    about = {"config": dict(config), "target": dict(target), "version": __version__}
-    run.config.update({"lightning_al": about}, allow_val_change=True)
-    run.define_metric("al/labeled")
-    run.define_metric("al/*", step_metric="al/labeled")
-    if processes and run.offline:
-        # It cannot know how far an earlier process got, and points with steps that were there already would be lost
-        # when both are synchronized; the axes that people see are others.
-        run.log({"al/process": processes}, step=processes * STEPS_PER_PROCESS)
+    def __init__(self, logger: WandbLogger) -> None:
+        self._logger = logger
+
+    def begin_run(self, folder: RunFolder, config: Mapping[str, Any], target: Mapping[str, float]) -> None:
+        """Describe the run in its config, and continue its steps where an earlier process may have got."""
+        from lightning_al import __version__
+
+        run = self._logger.experiment
+        notes = read_notes(folder.notes_file).logger_runs
+        note = notes.get(NOTE, {})
+        processes = int(note.get("processes", 0)) if note.get("id") == run.id else 0
+        update_notes(folder.notes_file, logger_runs={**notes, NOTE: {"id": run.id, "processes": processes + 1}})
+        about = {"config": dict(config), "target": dict(target), "version": __version__}
+        run.config.update({"lightning_al": about}, allow_val_change=True)
+        run.define_metric("al/labeled")
+        run.define_metric("al/*", step_metric="al/labeled")
+        if processes and run.offline:
+            # It cannot know how far an earlier process got, and points with steps that were there already would be
+            # lost when both are synchronized; the axes that people see are others.
+            run.log({"al/process": processes}, step=processes * STEPS_PER_PROCESS)
+
+    def log_metrics(self, metrics: Mapping[str, float], labeled: int) -> None:
+        """Log numbers over the number of labels, which is the axis of their curves."""
+        run = self._logger.experiment
+        run.define_metric("al/*", step_metric="al/labeled")  # a trainer of one fit has no `begin_run`
+        run.log({**metrics, "al/labeled": labeled})
+
+    def log_query(self, summary: QuerySummary) -> None:
+        """Log a table of the picks with their pictures, and the scores of the picks against those of all candidates."""
+        entries: dict[str, Any] = {"al/labeled": summary.labeled_before}
+        if summary.picks:
+            entries["al/picked"] = _table(summary.picks, summary.pool.cycle - 1)
+        if summary.candidate_scores is not None and summary.labeling.scores:
+            entries["al/scores"] = _histogram(summary.candidate_scores.double().numpy(), summary.labeling.scores)
+        if len(entries) > 1:
+            self._logger.experiment.log(entries)
+
+    def log_cycles(self, records: Sequence[CycleRecord], folder: RunFolder, target: Mapping[str, float]) -> None:
+        """Write what all cycles amount to into the run's summary, and keep the pool as a version of an artifact."""
+        import wandb
+
+        run, cycle = self._logger.experiment, records[-1].cycle
+        for name, value in summarize_run(records, target).items():
+            run.summary[f"al/{name}"] = value
+        if folder.pool_file.exists() and not run.disabled:
+            artifact = wandb.Artifact(f"pool-{run.id}", type="pool", metadata={"cycle": cycle})
+            artifact.add_file(str(folder.pool_file))
+            run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
 
 
-def log_at(logger: WandbLogger, metrics: Mapping[str, float], labeled: int) -> None:
-    """Log numbers at a number of labeled samples.
-
-    Args:
-        logger: The logger.
-        metrics: Names and values.
-        labeled: How many samples the cycle trained on.
-
-    """
-    logger.experiment.define_metric("al/*", step_metric="al/labeled")  # a trainer of one fit has no `begin`
-    logger.experiment.log({**metrics, "al/labeled": labeled})
+@tracker_for.register
+def _(logger: WandbLogger) -> WandbTracker:
+    return WandbTracker(logger)
 
 
-def log_outcome(logger: WandbLogger, outcome: Outcome) -> None:
-    """Log a table of the picks with their pictures, and the scores of the picks against those of all candidates.
-
-    Args:
-        logger: The logger.
-        outcome: What the query did.
-
-    """
-    labeled = outcome.pool.num_labeled - len(outcome.pool.history[-1].indices)
-    shown: dict[str, Any] = {"al/labeled": labeled}
-    if outcome.shown:
-        shown["al/picked"] = _table(outcome.shown, outcome.pool.cycle - 1)
-    if outcome.scores is not None and outcome.pool.history[-1].scores:
-        shown["al/scores"] = _histogram(outcome.scores.double().numpy(), outcome.pool.history[-1].scores)
-    if len(shown) > 1:
-        logger.experiment.log(shown)
-
-
-def log_records(logger: WandbLogger, records: Sequence[Record], folder: RunFolder, target: Mapping[str, float]) -> None:
-    """Sum up all cycles so far, and keep the pool as a version of an artifact.
-
-    Args:
-        logger: The logger.
-        records: One per finished cycle.
-        folder: The run folder.
-        target: Values of metrics that are to be reached.
-
-    """
+def _table(picks: Sequence[PickedSample], cycle: int) -> "Table":
     import wandb
 
-    run = logger.experiment
-    for name, value in summary_of(records, target).items():
-        run.summary[f"al/{name}"] = value
-    if folder.pool_file.exists() and not run.disabled:
-        artifact = wandb.Artifact(f"pool-{run.id}", type="pool", metadata={"cycle": records[-1]["cycle"]})
-        artifact.add_file(str(folder.pool_file))
-        run.log_artifact(artifact, aliases=["latest", f"cycle-{records[-1]['cycle']}"])
-
-
-def _table(shown: Sequence[Picked], cycle: int) -> "Table":
-    import wandb
-
-    rows = [[pick.index, cycle, pick.rank, pick.score, pick.predicted, pick.label, _media(pick)] for pick in shown]
+    rows = [[pick.index, cycle, pick.rank, pick.score, pick.predicted, pick.label, _media(pick)] for pick in picks]
     return wandb.Table(columns=COLUMNS, data=rows)
 
 
-def _media(pick: Picked) -> Any:
+def _media(pick: PickedSample) -> Any:
     import wandb
 
     if pick.media is None or isinstance(pick.media, str):
         return pick.media
-    said = f"{pick.index}: {'?' if pick.label is None else pick.label}, predicted {pick.predicted}"
+    caption = f"{pick.index}: {'?' if pick.label is None else pick.label}, predicted {pick.predicted}"
     if isinstance(pick.media, Sound):
-        return wandb.Audio(pick.media.values.T, sample_rate=pick.media.rate, caption=said)
-    return wandb.Image(pick.media, caption=said)
+        return wandb.Audio(pick.media.values.T, sample_rate=pick.media.rate, caption=caption)
+    return wandb.Image(pick.media, caption=caption)
 
 
 def _histogram(pool: np.ndarray[Any, np.dtype[np.float64]], picked: Sequence[float]) -> Any:

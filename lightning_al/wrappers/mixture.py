@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import make_generator
+from lightning_al.wrappers.forwarding import forward_lightning_hooks
 from lightning_al.wrappers.wrapper import AcquisitionFactory, make_acquisition, with_own_seed
 
 
+@forward_lightning_hooks(lambda mixture: mixture.parts)
 class Mixture(Acquisition):
     """Let several acquisitions pick one after another, each its share of the query.
 
@@ -59,9 +60,11 @@ class Mixture(Acquisition):
         self.shares = shares
         self.parts = [make_acquisition("Mixture", query_size, part) for part in parts]
         nothing: Sequence[int] = ()
-        narrowing = [part for part in self.parts if part.narrow(nothing, 0, make_generator(0)) is not nothing]
-        if narrowing:
-            name = type(narrowing[0]).__name__
+        subsampling = [
+            part for part in self.parts if part.subsample_candidates(nothing, 0, make_generator(0)) is not nothing
+        ]
+        if subsampling:
+            name = type(subsampling[0]).__name__
             raise ValueError(
                 f"`Mixture(acquisitions=...)`: {name} would choose from all candidates, since all parts share one read "
                 f"of the data. Wrap the mixture instead: {name}(..., partial(Mixture, acquisitions=[...]))."
@@ -79,13 +82,13 @@ class Mixture(Acquisition):
             whole[position] += 1
         return whole
 
-    def for_one_cycle(self) -> Self:
+    def copy_for_query(self) -> Self:
         """Copy the parts, too."""
         one = copy.copy(self)
-        one.parts = [part.for_one_cycle() for part in self.parts]
+        one.parts = [part.copy_for_query() for part in self.parts]
         return one
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Let each get ready, and note the shape of its measurements."""
         self._shapes: list[tuple[int, ...]] = []
         for part in self.parts:
@@ -118,27 +121,6 @@ class Mixture(Acquisition):
                 generator = make_generator(*seeds) if seeds else query.generator
                 picks += part.select(replace(_columns(left, columns, shape), generator=generator))
         return picks
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check all."""
-        super().setup(trainer, pl_module, stage)
-        for part in self.parts:
-            part.setup(trainer, pl_module, stage)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on."""
-        for part in self.parts:
-            part.on_fit_start(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on."""
-        for part in self.parts:
-            part.on_train_epoch_end(trainer, pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Pass on."""
-        for part in self.parts:
-            part.teardown(trainer, pl_module, stage)
 
 
 def _columns(query: Query, columns: slice, shape: tuple[int, ...]) -> Query:

@@ -45,8 +45,8 @@ class RandomSubset(Wrapper):
             )
         self.candidates = candidates
 
-    def narrow(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
+    def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Draw the part."""
         wanted = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
         rows = torch.randperm(len(indices), generator=generator)[: max(wanted, budget)].sort().values
-        return self.inner.narrow([indices[row] for row in rows.tolist()], budget, generator)
+        return self.inner.subsample_candidates([indices[row] for row in rows.tolist()], budget, generator)

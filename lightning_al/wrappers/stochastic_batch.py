@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 Noise = Literal["power", "boltzmann", "soft_rank"]
@@ -56,7 +56,7 @@ class StochasticBatch(Wrapper):
         self.noise = noise
         self.temperature = temperature
 
-    def prepare(self, context: Context) -> None:
+    def prepare(self, context: QueryContext) -> None:
         """Try a batch, so that what cannot be sampled from fails before the pool is scored."""
         super().prepare(context)
         self._scores(self.inner.measure_chunk(context.predictor, [context.batch]))

@@ -1,4 +1,4 @@
-"""What all wrappers share: an acquisition of their own, to which they pass on everything but the choice."""
+"""What all wrappers share: an acquisition that they hold, and to which they forward every hook but the choice."""
 
 import copy
 from abc import ABC
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.query import Context, Query
+from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.predictor import Predictor
+from lightning_al.wrappers.forwarding import forward_lightning_hooks
 
 AcquisitionFactory: TypeAlias = Callable[[int | float], Acquisition]
 """An acquisition class, or a `functools.partial` of one; called with the query size."""
@@ -30,6 +30,7 @@ def make_acquisition(name: str, query_size: int | float, factory: AcquisitionFac
     return made
 
 
+@forward_lightning_hooks(lambda wrapper: [wrapper.inner])
 class Wrapper(Acquisition, ABC):
     """An acquisition that holds another one.
 
@@ -47,62 +48,45 @@ class Wrapper(Acquisition, ABC):
         self.needs_labeled = self.inner.needs_labeled
         self.seed = self.inner.seed
 
-    def for_one_cycle(self) -> Self:
+    def copy_for_query(self) -> Self:
         """Copy what is held, too."""
         one = copy.copy(self)
-        one.inner = self.inner.for_one_cycle()
+        one.inner = self.inner.copy_for_query()
         return one
 
-    def narrow(self, indices: Any, budget: int, generator: Any) -> Any:
-        """Pass on."""
-        return self.inner.narrow(indices, budget, generator)
+    def subsample_candidates(self, indices: Any, budget: int, generator: Any) -> Any:
+        """Let the other acquisition choose the candidates."""
+        return self.inner.subsample_candidates(indices, budget, generator)
 
-    def prepare(self, context: Context) -> None:
-        """Pass on."""
+    def prepare(self, context: QueryContext) -> None:
+        """Prepare the other acquisition."""
         self.inner.prepare(context)
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Pass on."""
+        """Measure a batch with the other acquisition."""
         return self.inner.measure(predictor, batch)
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
-        """Pass on."""
+        """Measure a few batches with the other acquisition."""
         return self.inner.measure_chunk(predictor, chunk)
 
     def score(self, rows: Tensor) -> Tensor | None:
-        """Pass on."""
+        """Return the scores of the other acquisition."""
         return self.inner.score(rows)
 
-    def shortlist(self, rows: Tensor, budget: int) -> Tensor | None:
+    def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
         """Ask for all rows, unless the choice is that of the other acquisition."""
-        return self.inner.shortlist(rows, budget) if type(self).select is Wrapper.select else None
+        return self.inner.rows_to_gather(rows, budget) if type(self).select is Wrapper.select else None
 
     def select(self, query: Query) -> list[int]:
-        """Pass on."""
+        """Select with the other acquisition."""
         return self.inner.select(query)
 
-    def figures(self, query: Query) -> dict[str, float]:
-        """Pass on."""
-        return self.inner.figures(query)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check both."""
-        super().setup(trainer, pl_module, stage)
-        self.inner.setup(trainer, pl_module, stage)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on."""
-        self.inner.on_fit_start(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on."""
-        self.inner.on_train_epoch_end(trainer, pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Pass on."""
-        self.inner.teardown(trainer, pl_module, stage)
+    def metrics(self, query: Query) -> dict[str, float]:
+        """Return the metrics of the other acquisition."""
+        return self.inner.metrics(query)
 
 
-def with_own_seed(acquisition: Acquisition, context: Context) -> Context:
+def with_own_seed(acquisition: Acquisition, context: QueryContext) -> QueryContext:
     """Return a context with the seed that an acquisition was given."""
     return context if acquisition.seed is None else replace(context, seed=acquisition.seed)

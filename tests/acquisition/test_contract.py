@@ -27,10 +27,11 @@ from lightning_al import (
     RandomAcquisition,
     functional,
 )
-from lightning_al.acquisition.query import Context
+from lightning_al.acquisition.query import QueryContext
+from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.float32 import true_float32
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
 from lightning_al.testing import ToyClassifier, ToyDataset
@@ -120,7 +121,7 @@ def test_a_fit_labels_the_most_uncertain_samples_of_the_trained_model(strategy, 
 def test_a_fit_labels_the_least_stable_samples_of_the_trained_model(options):
     run = fit(NoiseStabilityAcquisition(7, selection="topk", **options), precision="64-true")
     indices = candidates_of(run)
-    seeds = [(Stream.NOISE, options.get("seed", 0), 0, k) for k in range(options.get("passes", 10))]
+    seeds = [(RandomStream.NOISE, options.get("seed", 0), 0, k) for k in range(options.get("passes", 10))]
     expected = {name: value for name, value in options.items() if name not in ("passes", "seed")}
     points = [points.double() for points in inputs_of(indices)]
     scores = twin(run.model, points, seeds=seeds, **expected)
@@ -134,7 +135,7 @@ def test_modules_confine_the_noise_of_the_callback():
     indices = candidates_of(run)
     points = [points.double() for points in inputs_of(indices)]
     noisy = ["net.4.weight", "net.4.bias"]
-    scores = twin(run.model, points, seeds=[(Stream.NOISE, 0, 0, k) for k in range(4)], noisy=noisy)
+    scores = twin(run.model, points, seeds=[(RandomStream.NOISE, 0, 0, k) for k in range(4)], noisy=noisy)
     assert run.query.indices == largest(scores, indices, 7)
 
 
@@ -142,9 +143,12 @@ def test_modules_confine_the_noise_of_the_callback():
 def test_other_selections_see_the_deviations_of_the_trained_model(selection):
     run = fit(NoiseStabilityAcquisition(9, passes=3, selection=selection), precision="64-true")
     indices = candidates_of(run)
-    points, seeds = [points.double() for points in inputs_of(indices)], [(Stream.NOISE, 0, 0, k) for k in range(3)]
+    points, seeds = (
+        [points.double() for points in inputs_of(indices)],
+        [(RandomStream.NOISE, 0, 0, k) for k in range(3)],
+    )
     pairs = twin_outputs(run.model, points, seeds=seeds)
-    generator = make_generator(Stream.SELECTION, 0, 0)
+    generator = make_generator(RandomStream.SELECTION, 0, 0)
     if selection == "power":
         scores = twin(run.model, points, seeds=seeds)
         rows = functional.power(scores.float(), 9, generator=generator)
@@ -162,11 +166,11 @@ def test_other_selections_see_the_deviations_of_the_trained_model(selection):
 
 def test_random_picks_come_from_seed_and_cycle():
     run = fit(RandomAcquisition(7))
-    rows = torch.randperm(100, generator=make_generator(Stream.SELECTION, 0, 0))[:7].tolist()
+    rows = torch.randperm(100, generator=make_generator(RandomStream.SELECTION, 0, 0))[:7].tolist()
     assert run.query.indices == [candidates_of(run)[row] for row in rows]
     assert run.query.scores is None
     second = fit(RandomAcquisition(7), data=fit(RandomAcquisition(7)).data)
-    rows = torch.randperm(93, generator=make_generator(Stream.SELECTION, 0, 1))[:7].tolist()
+    rows = torch.randperm(93, generator=make_generator(RandomStream.SELECTION, 0, 1))[:7].tolist()
     assert second.query.indices == [candidates_of(second)[row] for row in rows]
     assert fit(RandomAcquisition(7)).query.indices == run.query.indices
     assert fit(RandomAcquisition(7, seed=1)).query.indices != run.query.indices
@@ -181,7 +185,7 @@ def test_cycles_grow_the_labeled_part_with_fresh_trainers():
         assert len(indices) == 100 - 5 * cycle
         points = [points.double() for points in inputs_of(indices)]
         scores = twin(
-            run.model, points, seeds=[(Stream.NOISE, 0, cycle, k) for k in range(2)]
+            run.model, points, seeds=[(RandomStream.NOISE, 0, cycle, k) for k in range(2)]
         )  # new noise in every cycle
         assert run.query.indices == largest(scores, indices, 5)
     assert [len(labeling.indices) for labeling in data.pool.history] == [20, 5, 5, 5]
@@ -268,11 +272,10 @@ def test_fast_dev_run_scores_a_few_samples_and_labels_nothing(steps, ckpt, caplo
             counts.append(len(batch[0]))
             return super().measure(predictor, batch)
 
-    acquisition = Spy(40)
-    acquisition.ckpt = ckpt  # of which fast_dev_run saves none
+    options = QueryOptions(ckpt)  # of which fast_dev_run saves none
     checkpoint = ModelCheckpoint(tmp_path, monitor="train/loss")
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        run = fit(acquisition, checkpoint, fast_dev_run=steps, enable_checkpointing=True)
+        run = fit(Spy(40), options, checkpoint, fast_dev_run=steps, enable_checkpointing=True)
     assert counts == [32, 9]
     assert "Spy: `fast_dev_run` scored 41 samples, and labels nothing." in caplog.text
     assert len(run.pool.history) == 1
@@ -343,12 +346,10 @@ def test_two_acquisitions_are_refused():
 
 
 def test_best_weights_without_a_checkpoint_are_refused():
-    acquisition = EntropyAcquisition(5)
-    acquisition.ckpt = "best"
     with pytest.raises(
         MisconfigurationException, match=r"`EntropyAcquisition` should score with the best weights.*Add "
     ):
-        fit(acquisition, model=Untrainable())
+        fit(EntropyAcquisition(5), QueryOptions("best"), model=Untrainable())
 
 
 def test_a_sharded_strategy_is_refused():
@@ -384,7 +385,7 @@ def scores_by_hand(model: nn.Module, points: list[Tensor], passes: int) -> Tenso
     trained = copy.deepcopy(model).eval()
     parameters = list(trained.parameters())
     with torch.no_grad(), true_float32(torch.device("cpu")):
-        seeds = [(Stream.NOISE, 0, 0, k) for k in range(passes)]
+        seeds = [(RandomStream.NOISE, 0, 0, k) for k in range(passes)]
         backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
         return implementation.deviation_sizes(backend, points, seeds).mean(1).float()
 
@@ -409,7 +410,9 @@ def test_scores_are_taken_in_true_precision_whatever_the_training_was_in(precisi
     scores = scores_by_hand(weights, points, passes=10)
     assert run.query.indices == largest(scores, indices, 7)
     assert run.query.scores == scores.sort(descending=True).values[:7].tolist()
-    exact = twin(weights, [points.double() for points in points], seeds=[(Stream.NOISE, 0, 0, k) for k in range(10)])
+    exact = twin(
+        weights, [points.double() for points in points], seeds=[(RandomStream.NOISE, 0, 0, k) for k in range(10)]
+    )
     if scored == torch.float64:
         torch.testing.assert_close(scores.double(), exact, rtol=1e-6, atol=0)
     else:
@@ -447,7 +450,7 @@ def test_autocast_would_have_picked_other_samples():
     run = fit(NoiseStabilityAcquisition(7, selection="topk"), precision="bf16-mixed")
     indices = candidates_of(run)
     trained = copy.deepcopy(run.model).eval()
-    parameters, seeds = list(trained.parameters()), [(Stream.NOISE, 0, 0, k) for k in range(10)]
+    parameters, seeds = list(trained.parameters()), [(RandomStream.NOISE, 0, 0, k) for k in range(10)]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
         rounded = implementation.deviation_sizes(backend, inputs_of(indices), seeds).mean(1)
@@ -578,12 +581,19 @@ def test_the_best_checkpoint_scores_if_asked_to(tmp_path, precision):
     picks = {}
     for ckpt in ("last", "best"):
         acquisition = EntropyAcquisition(7)
-        acquisition.ckpt = ckpt
         checkpoint = ModelCheckpoint(tmp_path / ckpt, monitor="quality", mode="max")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = Waning()
-        run = fit(acquisition, checkpoint, model=model, max_epochs=3, enable_checkpointing=True, precision=precision)
+        run = fit(
+            acquisition,
+            QueryOptions(ckpt),
+            checkpoint,
+            model=model,
+            max_epochs=3,
+            enable_checkpointing=True,
+            precision=precision,
+        )
         last = copy.deepcopy(run.model)
         weights = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
         assert not torch.equal(weights["net.0.weight"], last.net[0].weight)
@@ -599,11 +609,15 @@ def test_the_best_checkpoint_scores_if_asked_to(tmp_path, precision):
 
 
 def test_a_checkpoint_callback_that_saved_nothing_is_reported(tmp_path):
-    acquisition = EntropyAcquisition(5)
-    acquisition.ckpt = "best"
-    data = make_data()
+    acquisition, data = EntropyAcquisition(5), make_data()
     with pytest.raises(MisconfigurationException, match=r"no `ModelCheckpoint` saved any. Add one with `monitor=`"):
-        fit(acquisition, ModelCheckpoint(tmp_path, every_n_epochs=50), data=data, enable_checkpointing=True)
+        fit(
+            acquisition,
+            QueryOptions("best"),
+            ModelCheckpoint(tmp_path, every_n_epochs=50),
+            data=data,
+            enable_checkpointing=True,
+        )
     assert len(data.pool.history) == 1
 
 
@@ -638,7 +652,7 @@ def test_a_strategy_gets_the_rows_of_the_pool_and_of_the_labeled_part():
     assert query.budget == 5
     assert (
         torch.rand(3, generator=query.generator).tolist()
-        == torch.rand(3, generator=make_generator(Stream.SELECTION, 0, 0)).tolist()
+        == torch.rand(3, generator=make_generator(RandomStream.SELECTION, 0, 0)).tolist()
     )
     assert run.query.indices == [0, 1, 2, 5, 6]
     assert all(type(index) is int for index in run.query.indices)
@@ -743,10 +757,10 @@ def test_measurements_of_another_length_are_refused():
 
 
 def test_prepare_comes_once_per_query_and_leaves_nothing_behind():
-    contexts: list[Context] = []
+    contexts: list[QueryContext] = []
 
     class Prepared(EntropyAcquisition):
-        def prepare(self, context: Context) -> None:
+        def prepare(self, context: QueryContext) -> None:
             assert not hasattr(self, "direction")  # nothing of the cycle before
             contexts.append(context)
             self.direction = torch.ones(4)
@@ -761,7 +775,7 @@ def test_prepare_comes_once_per_query_and_leaves_nothing_behind():
         run = fit(acquisition, data=data)
         context = contexts[cycle]
         assert (context.seed, context.cycle) == (3, cycle)
-        assert (context.candidates, context.budget) == (len(candidates_of(run)), 5)
+        assert (context.num_candidates, context.budget) == (len(candidates_of(run)), 5)
         first = next(iter(run.data.pool_dataloader(candidates_of(run)[:64])))  # a batch at most
         assert torch.equal(context.batch[0], first.batch[0])
         assert context.predictor.module is not run.model

@@ -5,16 +5,21 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from lightning_al.cli import child_runs as launch
-from lightning_al.cli.child_runs import Run, check_settings, read_markers, run_all
+from lightning_al.cli import child_processes, child_runs
+from lightning_al.cli.child_processes import DIE_WITH_PARENT, run_processes, start_process
+from lightning_al.cli.child_runs import Run, check_settings, run_all
+from lightning_al.storage.completion import read_completions, write_completion
 from lightning_al.storage.run_folder import RunRefusedError
 
+ROOT = Path(__file__).parents[2]
 # Notes when it begins and ends, and does in between what the strategy file says after `do:`.
 PROGRAM = """\
 import fcntl, os, subprocess, sys, time
@@ -56,8 +61,7 @@ def make(tmp_path, monkeypatch):
     """Return a maker of runs; `do` is a line of Python, which their process runs."""
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "data.yaml").write_text("cycles: 2\ntrainer:\n  max_epochs: 5\n")
-    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(child_runs, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
 
     def make(strategy="random", seed=0, do="pass", arguments=()):
         path = tmp_path / f"{strategy}.yaml"
@@ -114,19 +118,19 @@ def test_a_run_is_a_command_that_anyone_can_type(make):
     assert not run.finished
     assert run_all([run], 1, Report()) == []
     assert run.finished
-    marker = json.loads((run.path / "finished.json").read_text())
-    assert (marker["strategy"], marker["seed"]) == ("margin", 3)
-    assert marker["settings"] == {
+    record = json.loads((run.path / "finished.json").read_text())
+    assert (record["strategy"], record["seed"]) == ("margin", 3)
+    assert record["settings"] == {
         "config": {"data.yaml": {"cycles": 2, "trainer": {"max_epochs": 5}}},
         "strategy": {"acquisition": "margin"},
         "arguments": ["--cycles", "2"],
     }
-    assert shlex.split(marker["command"]) == ["lightning-al", *run.command]
-    assert 0 <= marker["minutes"] < 5
-    assert run.log.read_text() == f"$ {marker['command']}\n"
+    assert shlex.split(record["command"]) == ["lightning-al", *run.command]
+    assert 0 <= record["minutes"] < 5
+    assert run.log.read_text() == f"$ {record['command']}\n"
 
 
-def test_the_marker_tells_of_the_settings_at_the_start(make):
+def test_the_completion_record_has_the_settings_at_the_start(make):
     run = make(do="strategy_file.write_text('acquisition: edited')")
     run_all([run], 1, Report())
     assert run.strategy_file.read_text() == "acquisition: edited"
@@ -191,9 +195,9 @@ def test_processes_share_the_processor(make, monkeypatch, cores, workers, given,
     assert run.log.read_text().splitlines()[1] == f"{threads} true"
 
 
-def test_a_run_may_be_shown(make, capfd):
+def test_a_run_may_write_to_the_terminal(make, capfd):
     run = make(do="print('cycle 0')")
-    run_all([run], 1, Report(), shown=True)
+    run_all([run], 1, Report(), to_terminal=True)
     assert capfd.readouterr().out == "cycle 0\n"
     assert not run.log.exists()
     assert run.finished
@@ -243,43 +247,139 @@ def test_a_process_that_will_not_end_is_killed(make, monkeypatch):
         wait_until(lambda: ("hang", "margin-seed-0") in events(runs[0]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(child_processes, "GRACE_SECONDS", 0.2)
     runs = [make("margin", 0, STUBBORN), make("random", 0)]
     with pytest.raises(KeyboardInterrupt):
         run_all(runs, 2, Report(interrupt))
     wait_until(lambda: everyone_is_gone(runs[0].folder))
 
 
-# ------------------------------------------------------------------ markers
+def test_a_program_that_is_missing_has_failed(make, monkeypatch):
+    monkeypatch.setattr(child_runs, "PROGRAM", ("no-such-program",))
+    run, report = make(), Report()
+    assert run_all([run], 1, report) == [run]
+    assert report.calls == [("random 0", 1)]
+    assert run.log.read_text().endswith("no-such-program: No such file or directory\n")
+
+
+# Starts two processes as a comparison does; loaded by its path, the module needs no torch.
+PARENT = """\
+import importlib.util, os, sys
+
+spec = importlib.util.spec_from_file_location("child_processes", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+start = lambda: module.start_process([sys.executable, "-c", sys.argv[2]], os.environ)
+module.run_processes([start, start], 2, print)
+"""
+CHILD = (
+    "import fcntl, time; lock = open('lock', 'a'); fcntl.flock(lock, fcntl.LOCK_SH); open('events', 'a').write('x'); "
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_killed_process_leaves_no_child_behind(tmp_path):
+    command = [sys.executable, "-c", PARENT, child_processes.__file__, CHILD + "time.sleep(600)"]
+    with subprocess.Popen(command, cwd=tmp_path) as parent:
+        (tmp_path / "events").touch()
+        wait_until(lambda: (tmp_path / "events").read_text() == "xx")
+        assert not everyone_is_gone(tmp_path)
+        parent.kill()
+    wait_until(lambda: everyone_is_gone(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_parent_that_ended_before_the_request_is_noticed(tmp_path):
+    command = [sys.executable, str(DIE_WITH_PARENT), str(os.getpid() + 1), sys.executable, "-c", "print('ran')"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 1
+    assert (finished.stdout, finished.stderr) == ("", "The process that started this one has ended.\n")
+
+
+# ------------------------------------------------------------------ processes
+
+
+def sleeper(seconds):
+    return start_process([sys.executable, "-c", f"import time; time.sleep({seconds})"], os.environ)
+
+
+def test_processes_start_in_order_from_any_thread_and_end_in_this_one():
+    started, ended = [], []
+
+    def start(position):
+        started.append(position)
+        return sleeper(0.05 * (position % 3))
+
+    def on_end(position, status):
+        assert threading.current_thread() is threading.main_thread()
+        ended.append((position, status))
+
+    run_processes([lambda position=position: start(position) for position in range(12)], 5, on_end)
+    assert started == list(range(12))
+    assert sorted(ended) == [(position, 0) for position in range(12)]
+
+
+def test_nothing_starts_after_an_error(tmp_path):
+    started = []
+
+    def start():
+        started.append(sleeper(600 if started else 0))
+        return started[-1]
+
+    with pytest.raises(RuntimeError, match="the report failed"):
+        run_processes([start] * 9, 2, lambda position, status: raise_error())
+    assert 1 <= len(started) <= 3
+    assert all(process.returncode is not None for process in started)
+
+
+def raise_error():
+    raise RuntimeError("the report failed")
+
+
+def test_an_error_of_a_start_is_raised_and_stops_the_others():
+    started = []
+
+    def start():
+        started.append(sleeper(600))
+        return started[-1]
+
+    with pytest.raises(RuntimeError, match="the report failed"):
+        run_processes([start, raise_error, start], 2, lambda position, status: None)
+    assert [process.returncode for process in started] in ([-signal.SIGTERM], [-signal.SIGTERM] * 2)
+
+
+# ------------------------------------------------------------------ completion records
 
 
 def finish(run):
     run.path.mkdir(parents=True, exist_ok=True)
-    run.mark_finished(run.marker(), 1.23456)
+    write_completion(run.path, run.completion_record())
 
 
-def test_markers_are_read_by_seed_and_then_by_strategy(make):
+def test_completion_records_are_read_by_seed_and_then_by_strategy(make):
     runs = [make(name, seed) for name, seed in (("random", 10), ("random", 9), ("margin", 9))]
-    assert read_markers(runs[0].folder) == []
+    assert read_completions(runs[0].folder) == []
     for run in runs:
         finish(run)
     make("entropy", 9).path.mkdir()  # not finished
-    markers = read_markers(runs[0].folder)
-    assert [(marker["strategy"], marker["seed"]) for marker in markers] == [
+    records = read_completions(runs[0].folder)
+    assert [(record.strategy, record.seed) for record in records] == [
         ("margin", 9),
         ("random", 9),
         ("random", 10),
     ]
-    assert markers[0] == {**runs[2].marker(), "minutes": 1.235}
+    assert records[0] == runs[2].completion_record()
 
 
 def test_strategies_and_seeds_may_differ_and_nothing_else(make):
     runs = [make("random", 0), make("margin", 1)]
     for run in runs:
         finish(run)
-    markers = read_markers(runs[0].folder)
-    check_settings(markers, [make("random", 2).marker(), make("entropy", 0).marker()], runs[0].folder)
-    check_settings(markers, markers, runs[0].folder)
+    records = read_completions(runs[0].folder)
+    check_settings(
+        records, [make("random", 2).completion_record(), make("entropy", 0).completion_record()], runs[0].folder
+    )
+    check_settings(records, records, runs[0].folder)
     check_settings([], [], runs[0].folder)
 
 
@@ -297,7 +397,7 @@ def test_another_setting_of_the_data_is_refused_by_name(make, text, change):
     finish(run)
     run.config[0].write_text(text)
     with pytest.raises(RunRefusedError) as caught:
-        check_settings(read_markers(run.folder), [run.marker()], run.folder)
+        check_settings(read_completions(run.folder), [run.completion_record()], run.folder)
     message = str(caught.value)
     assert message.startswith(f"{run.path} was finished with other settings ({change}")
     assert message.endswith(f"Choose another --folder, restore the setting, or delete {run.path} to run it anew.")
@@ -306,20 +406,20 @@ def test_another_setting_of_the_data_is_refused_by_name(make, text, change):
 def test_another_argument_or_setting_of_the_strategy_is_refused(make):
     run = make("random", 0)
     finish(run)
-    markers = read_markers(run.folder)
+    records = read_completions(run.folder)
     with pytest.raises(RunRefusedError, match=r"\(arguments: \[\] then, \['--cycles', '9'\] now\)"):
-        check_settings(markers, [make("random", 0, arguments=("--cycles", "9")).marker()], run.folder)
+        check_settings(records, [make("random", 0, arguments=("--cycles", "9")).completion_record()], run.folder)
     make("random", 0)
     run.strategy_file.write_text("acquisition:\n  class_path: X\n")
-    changed = run.marker()
+    changed = run.completion_record()
     with pytest.raises(RunRefusedError, match=r"strategy\.acquisition: 'random' then, 'not set' now; "):
-        check_settings(markers, [changed], run.folder)
+        check_settings(records, [changed], run.folder)
     # a strategy that is not asked for now may have had any
-    check_settings(markers, [make("margin", 0).marker()], run.folder)
+    check_settings(records, [make("margin", 0).completion_record()], run.folder)
 
 
 def test_values_that_json_cannot_hold_are_still_the_same_after_a_round_trip(make):
     run = make("random", 0)
     run.config[0].write_text("1: one\nday: 2024-01-31\nempty: {}\n")
     finish(run)
-    check_settings(read_markers(run.folder), [run.marker()], Path("study"))
+    check_settings(read_completions(run.folder), [run.completion_record()], Path("study"))

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 
 from lightning_al import cli
-from lightning_al.cli import child_runs as launch
-from lightning_al.cli import compare
+from lightning_al.cli import child_processes, child_runs, compare
 from tests.runs import picks_in
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +33,9 @@ data:
     class_path: lightning_al.testing.ToyDataset
     init_args: {size: 40, seed: 1}
 model: toy_model.ToyModel
+acquisition:
+  class_path: RandomAcquisition
+  init_args: {query_size: 6}
 trainer:
   max_epochs: 1
   num_sanity_val_steps: 0
@@ -90,10 +92,7 @@ def write_toy(folder):
     (folder / "toy.yaml").write_text(TOY)
     (folder / "toy_model.py").write_text(MODEL)
     (folder / "action").write_text("")
-    (folder / "configs" / "strategies").mkdir(parents=True)
-    for name in ("random", "entropy", "margin"):
-        text = f"acquisition:\n  class_path: {name.title()}Acquisition\n  init_args: {{query_size: 6}}\n"
-        (folder / "configs" / "strategies" / f"{name}.yaml").write_text(text)
+    (folder / "random.yaml").write_text("acquisition: RandomAcquisition\n")
 
 
 def interrupt_when_it_hangs():
@@ -125,7 +124,7 @@ def story(tmp_path_factory):
     write_toy(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(launch, "GRACE_SECONDS", 1.0)
+        patch.setattr(child_processes, "GRACE_SECONDS", 1.0)
         Path("action").write_text("hang entropy-seed-0")
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if pytest is in the background
         try:
@@ -146,7 +145,7 @@ def story(tmp_path_factory):
 def study(story, monkeypatch):
     """Work beside the comparison, in which nothing may be run any more."""
     monkeypatch.chdir(story.folder)
-    monkeypatch.setattr(launch, "PROGRAM", ("no-such-program",))
+    monkeypatch.setattr(child_runs, "PROGRAM", ("no-such-program",))
     return story.folder / "study"
 
 
@@ -155,7 +154,7 @@ def toy(tmp_path, monkeypatch):
     """Work in a folder with configurations and no run; nothing may be run."""
     write_toy(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "PROGRAM", ("no-such-program",))
+    monkeypatch.setattr(child_runs, "PROGRAM", ("no-such-program",))
     return tmp_path
 
 
@@ -273,10 +272,10 @@ def test_a_report_of_nothing_or_of_a_missing_metric_is_refused(study, tmp_path):
 
 def test_a_report_over_runs_of_two_settings_is_refused(study, tmp_path):
     shutil.copytree(study, tmp_path / "mixed")
-    path = tmp_path / "mixed" / "random-seed-1" / launch.MARKER
-    marker = json.loads(path.read_text())
-    marker["settings"]["config"]["toy.yaml"]["trainer"]["max_epochs"] = 5
-    path.write_text(json.dumps(marker))
+    path = tmp_path / "mixed" / "random-seed-1" / "finished.json"
+    record = json.loads(path.read_text())
+    record["settings"]["config"]["toy.yaml"]["trainer"]["max_epochs"] = 5
+    path.write_text(json.dumps(record))
     refused = call("--report-only", "--folder", tmp_path / "mixed")
     assert refused.status == 1
     assert "random-seed-1 was finished with other settings" in refused.errors
@@ -310,18 +309,22 @@ def test_another_setting_is_refused_by_name(study, story, arguments, change):
         ([], "--config and --strategies are required"),
         (["--config", "toy.yaml"], "--config and --strategies are required"),
         (["--config", "no.yaml", "--strategies", "random"], "--config no.yaml: there is no such file"),
-        ([*COMMAND, "--strategies", "rendom"], "there is no file configs/strategies/rendom.yaml"),
-        ([*COMMAND, "--strategies", "random", "./configs/strategies/random.yaml"], "have the same name; rename one"),
-        ([*COMMAND, "--seeds", "0"], "expected one seed or more, from 0 and none twice, got []"),
-        ([*COMMAND, "--seed-list", "1", "1"], "none twice, got [1, 1]"),
+        ([*COMMAND, "--strategies", "rendom"], "--strategies rendom: there is no preset `rendom`, and no such file"),
+        ([*COMMAND, "--strategies", "rendom.yaml"], "--strategies rendom.yaml: there is no such file"),
+        ([*COMMAND, "--strategies", "random", "random.yaml"], "have the same name; rename one"),
+        ([*COMMAND, "--seeds", "0"], "expected one or more different seeds, none below 0, got []"),
+        ([*COMMAND, "--seed-list", "1", "1"], "none below 0, got [1, 1]"),
         ([*COMMAND, "--seed-list", "-1"], "got [-1]"),
         ([*COMMAND, "--seeds", "2", "--seed-list", "1"], "not allowed with"),
         ([*COMMAND, "--workers", "0"], "--workers 0: expected at least 1"),
-        ([*COMMAND, "--baseline", "margin"], "margin is to be compared with, but is not among --strategies"),
-        ([*COMMAND, "--against", "margin"], "margin is to be compared with, but is not among --strategies"),
-        ([*COMMAND, "--", "--seed_everything=4"], "--seed_everything=4 after -- is not for a comparison"),
-        ([*COMMAND, "--", "--trainer.default_root_dir", "x"], "--trainer.default_root_dir after -- is not"),
-        ([*COMMAND, "--", "--overwrite", "true"], "--overwrite after -- is not for a comparison"),
+        ([*COMMAND, "--baseline", "margin"], "--baseline or --against margin: it is not among --strategies; add it"),
+        ([*COMMAND, "--against", "margin"], "--baseline or --against margin: it is not among --strategies; add it"),
+        (
+            [*COMMAND, "--", "--seed_everything=4"],
+            "--seed_everything=4 after --: a comparison sets",
+        ),
+        ([*COMMAND, "--", "--trainer.default_root_dir", "x"], "--trainer.default_root_dir after --: a comparison sets"),
+        ([*COMMAND, "--", "--overwrite", "true"], "--overwrite after --: a comparison sets seeds and folders itself"),
         ([*COMMAND, "--trainer.max_epochs", "5"], "unrecognized arguments: --trainer.max_epochs 5"),
         ([*COMMAND, "--repor"], "unrecognized arguments: --repor"),
     ],
@@ -351,7 +354,7 @@ def test_runs_are_planned_seed_by_seed_with_the_arguments_given(toy):
     )
     runs = compare.plan(options)
     assert [(run.seed, run.strategy) for run in runs] == [(7, "random"), (7, "mine"), (3, "random"), (3, "mine")]
-    assert [run.strategy_file for run in runs[:2]] == [Path("configs/strategies/random.yaml"), Path("mine.yml")]
+    assert [run.strategy_file for run in runs[:2]] == [ROOT / "configs/strategies/random.yaml", Path("mine.yml")]
     assert {run.arguments for run in runs} == {("--cycles=9",)}
     assert {run.config for run in runs} == {(Path("toy.yaml"),)}
     assert {run.folder for run in runs} == {Path("study")}

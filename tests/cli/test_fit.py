@@ -188,7 +188,7 @@ def test_arguments_out_of_range_are_refused(toy):
 
 
 def test_a_missing_acquisition_is_explained(toy):
-    with pytest.raises(RunRefusedError, match=r"`fit` needs an acquisition: add `--config configs/strat"):
+    with pytest.raises(RunRefusedError, match=r"`fit` needs an acquisition: add `--config noise_stability`"):
         ActiveLearningCLI(args=[*toy, "--acquisition=null"])
     assert not Path("run").exists()
 

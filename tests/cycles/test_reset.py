@@ -4,7 +4,7 @@ from lightning.pytorch import Callback
 
 from lightning_al import EntropyAcquisition, RandomAcquisition, run_cycles
 from lightning_al.cycles.reset import ResetPolicy
-from lightning_al.numerics.seeding import Stream, derive_seed
+from lightning_al.numerics.seeding import RandomStream, derive_seed
 from lightning_al.testing import ToyClassifier
 from tests.runs import make_data, make_trainer, picks_in, same_weights, weights_of
 
@@ -35,7 +35,7 @@ def run(folder, cycles=3, acquisition=RandomAcquisition, **options):
 
 
 def fresh(cycle):
-    torch.manual_seed(derive_seed(Stream.TRAINING, 0, cycle) % 2**32)
+    torch.manual_seed(derive_seed(RandomStream.TRAINING, 0, cycle) % 2**32)
     return ToyClassifier().state_dict()
 
 

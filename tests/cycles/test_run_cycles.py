@@ -24,7 +24,7 @@ from lightning_al import (
     StochasticBatch,
     run_cycles,
 )
-from lightning_al.numerics.seeding import Stream, derive_seed, seeded
+from lightning_al.numerics.seeding import RandomStream, derive_seed, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import (
     SECONDS,
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[2]
 
 def fresh_weights(cycle, model=ToyClassifier, seed=0):
     with seeded(seed):
-        torch.manual_seed(derive_seed(Stream.TRAINING, seed, cycle) % 2**32)
+        torch.manual_seed(derive_seed(RandomStream.TRAINING, seed, cycle) % 2**32)
         return weights_of(model())
 
 

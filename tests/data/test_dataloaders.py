@@ -56,7 +56,7 @@ class Squares(Dataset):
         return index, index**2
 
 
-class Stream(IterableDataset):
+class RandomStream(IterableDataset):
     def __iter__(self):
         return iter(range(4))
 
@@ -336,7 +336,7 @@ def test_one_loader_over_a_map_style_dataset_is_accepted():
         ([DataLoader(Squares())], "list"),
         ({"a": DataLoader(Squares())}, "dict"),
         (None, "NoneType"),
-        (DataLoader(Stream()), "Stream"),
+        (DataLoader(RandomStream()), "RandomStream"),
     ],
 )
 def test_anything_else_is_refused_with_the_type(loader, found):
@@ -392,7 +392,7 @@ def test_absent_data_does_not_look_overridden(given):
 
 @pytest.mark.parametrize(
     ("train", "found"),
-    [(Stream(), "Stream"), (DataLoader(Squares()), "DataLoader"), (3, "int"), (iter([1]), "list_iterator")],
+    [(RandomStream(), "RandomStream"), (DataLoader(Squares()), "DataLoader"), (3, "int"), (iter([1]), "list_iterator")],
 )
 def test_training_data_without_indices_is_refused(train, found):
     with pytest.raises(TypeError, match=rf"`ActiveLearningDataModule\({found}\)`: expected .* map-style dataset"):

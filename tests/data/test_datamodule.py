@@ -499,20 +499,22 @@ def test_a_datamodule_brings_its_own_evaluation_data(name):
 # ---------------------------------------------------------------- what cannot be split
 
 
-class Stream(IterableDataset):
+class RandomStream(IterableDataset):
     def __iter__(self):
         return iter(range(4))
 
 
 def test_data_without_indices_is_refused():
     with pytest.raises(
-        TypeError, match=r"`ActiveLearningDataModule\(Stream\)`: expected a LightningDataModule or a map"
+        TypeError, match=r"`ActiveLearningDataModule\(RandomStream\)`: expected a LightningDataModule or a map"
     ):
-        ActiveLearningDataModule(Stream(), initial_size=6)
+        ActiveLearningDataModule(RandomStream(), initial_size=6)
     with pytest.raises(TypeError, match=r"`ActiveLearningDataModule\(DataLoader\)`: expected a LightningDataModule"):
         ActiveLearningDataModule(DataLoader(Numbers()), initial_size=6)
-    with pytest.raises(TypeError, match=r"`TrainOnly.train_dataloader\(\)` gave a Stream; .*materialize a stream"):
-        ready(TrainOnly(dataset=Stream()))
+    with pytest.raises(
+        TypeError, match=r"`TrainOnly.train_dataloader\(\)` gave a RandomStream; .*materialize a stream"
+    ):
+        ready(TrainOnly(dataset=RandomStream()))
 
 
 @pytest.mark.parametrize("container", [list, dict])

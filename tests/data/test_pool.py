@@ -358,30 +358,30 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (broken()[:-4], r"is not valid JSON \(.*char \d+\)\); restore it from a copy"),
+        (broken()[:-4], r"is not valid JSON \(.*char \d+\)\); restore the file from a copy"),
         ("", r"is not valid JSON \(Expecting value"),
-        ("[1, 2]", r"holds a list, expected the object that `Pool.save` writes"),
-        (broken(schema_version=2), r"it has schema version 2; this lightning_al reads 1"),
-        (broken(schema_version="missing"), r"it has schema version None; this lightning_al reads 1"),
-        (broken(size="missing"), r"it lacks the key 'size'"),
-        (broken(fingerprint="missing"), r"it lacks the key 'fingerprint'"),
-        (broken(history="missing"), r"it lacks the key 'history'"),
-        (broken(entry={"indices": "missing"}), r"it lacks the key 'indices'"),
-        (broken(entry={"strategy": "missing"}), r"it lacks the key 'strategy'"),
+        ("[1, 2]", r"holds a list, expected fields with names"),
+        (broken(schema_version=2), r"`schema_version` is 2, expected 1"),
+        (broken(schema_version="missing"), r"`schema_version` is None, expected 1"),
+        (broken(size="missing"), r"lacks the field `size`"),
+        (broken(fingerprint="missing"), r"lacks the field `fingerprint`"),
+        (broken(history="missing"), r"lacks the field `history`"),
+        (broken(entry={"indices": "missing"}), r"history\[0\] lacks the field `indices`"),
+        (broken(entry={"strategy": "missing"}), r"history\[0\] lacks the field `strategy`"),
         (broken(entry={"indices": [4, 10]}), r"index 10 out of range; dataset indices run from 0 to 9"),
         (broken(entry={"indices": [4, 4]}), r"index 4 came more than once"),
-        (broken(entry={"indices": [4, 1.5]}), r"expected a flat sequence of integers, got 1\.5 \(float\)"),
+        (broken(entry={"indices": [4, 1.5]}), r"`indices\[1\]` is 1\.5, expected int"),
         (broken(entry={"scores": [1.0]}), r"one score per index, got 1 for 2 indices"),
         (broken(entry={"scores": [1.0, math.nan]}), r"every score must be finite; not so for index 1"),
         (broken(size=0), r"at least one sample"),
-        (broken(size="10"), r"cannot be used"),
-        (broken(history=[3]), r"cannot be used"),
+        (broken(size="10"), r"`size` is '10', expected int"),
+        (broken(history=[3]), r"history\[0\] holds a int, expected fields"),
     ],
 )
 def test_a_file_that_is_no_pool_is_named_with_the_reason(tmp_path, text, message):
     path = tmp_path / "pool.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"(?s)^Pool file {re.escape(str(path))} .*{message}"):
+    with pytest.raises(ValueError, match=f"(?s)^{re.escape(str(path))}.*{message}"):
         Pool.load(path)
 
 
@@ -397,7 +397,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 
 
 def test_a_state_names_its_source():
-    with pytest.raises(ValueError, match="The checkpoint's pool has schema version 7"):
+    with pytest.raises(ValueError, match="The checkpoint's pool: `schema_version` is 7, expected 1"):
         Pool.from_state_dict({"schema_version": 7}, "The checkpoint's pool")
 
 
@@ -437,5 +437,5 @@ def test_lines_in_another_order_are_refused(tmp_path):
     state = json.loads((tmp_path / "pool.json").read_text())
     state["history"].reverse()
     (tmp_path / "pool.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match=r"it has cycle 1 in place 0: restore the order of its lines"):
+    with pytest.raises(ValueError, match=r"`history\[0\]\.cycle` is 1, expected 0; restore the order of its lines"):
         Pool.load(tmp_path / "pool.json")

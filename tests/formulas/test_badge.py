@@ -136,7 +136,7 @@ def test_draws_from_the_distribution_of_scikit_activeml_but_for_its_first_pick_a
         weights.append(nearest.clamp(min=0).clone())
         return torch.tensor([picks[len(weights) - 1]])
 
-    monkeypatch.setattr(implementation, "draw", follow)
+    monkeypatch.setattr(implementation, "d2_sampling_block", follow)
     assert badge(residuals, features, budget, generator=generator()).tolist() == list(picks)
     lengths = weights[0]
     np.testing.assert_allclose(utilities[0], lengths / lengths.sum())

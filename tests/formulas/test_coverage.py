@@ -165,8 +165,12 @@ def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(m
 
 def test_rejection_survives_that_nearly_all_weight_goes_with_the_first_picks(monkeypatch):
     blocks = []
-    draw = coverage.draw
-    monkeypatch.setattr(coverage, "draw", lambda *args, **options: blocks.append(draw(*args, **options)) or blocks[-1])
+    d2_sampling_block = coverage.d2_sampling_block
+    monkeypatch.setattr(
+        coverage,
+        "d2_sampling_block",
+        lambda *args, **options: blocks.append(d2_sampling_block(*args, **options)) or blocks[-1],
+    )
     # Five places, 60 near-duplicates each: five picks take all but about a millionth of the weight.
     places = 10 * normal(26, 5, 8)
     points = places.repeat(60, 1) + 1e-3 * normal(27, 300, 8)

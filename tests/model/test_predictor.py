@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_al.data.batch import INPUT_KEYS, LABEL_KEYS, OUTPUT_KEYS, describe, forward_arguments, label_of
-from lightning_al.model.output import canonical, find_output
+from lightning_al.model.output import find_output, to_batch_class_positions
 from lightning_al.model.predictor import Predictor
 from lightning_al.testing import ToyClassifier
 
@@ -243,7 +243,7 @@ def test_anything_else_is_shown(outputs, found):
 )
 def test_outputs_come_with_the_classes_second(shape, expected):
     outputs = torch.arange(float(np.prod(shape))).reshape(shape)
-    brought = canonical(outputs)
+    brought = to_batch_class_positions(outputs)
     assert brought.shape == expected
     assert torch.equal(brought.movedim(1, 2) if len(shape) == 3 else brought.reshape(shape), outputs)
 
@@ -251,7 +251,7 @@ def test_outputs_come_with_the_classes_second(shape, expected):
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6, 7), (1, 1, 1, 1, 1, 1)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(TypeError, match=explained(rf"Tensor{re.escape(str(shape))} of torch\.float32")):
-        canonical(torch.zeros(shape))
+        to_batch_class_positions(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -545,4 +545,4 @@ def test_a_parameter_named_batch_takes_the_whole_batch():
 
 def test_a_squeezed_output_of_one_sample_is_still_one_row():
     assert Predictor(nn.Flatten(0))(torch.tensor(2.5)).shape == (1, 1)
-    assert canonical(torch.tensor(2.5)).tolist() == [[2.5]]
+    assert to_batch_class_positions(torch.tensor(2.5)).tolist() == [[2.5]]

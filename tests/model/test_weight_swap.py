@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_al.model.clone import clone_module
 from lightning_al.model.predictor import Predictor
-from lightning_al.model.weight_swap import copy_weights, loaded, placed, weight_passes, weights_of
+from lightning_al.model.weight_swap import copy_to_device_of, copy_weights, swapped_weights, weight_passes, weights_of
 from lightning_al.testing import ToyClassifier
 from tests.snapshot import module_picture, picture
 
@@ -52,7 +52,7 @@ def test_inside_the_module_predicts_as_one_that_holds_the_weights(points):
     module = Tied().eval()
     target = other(module)
     clean = module(points)
-    with loaded(module, copy_weights(target)):
+    with swapped_weights(module, copy_weights(target)):
         assert torch.equal(module(points), target(points))
         assert not torch.equal(module(points), clean)
     assert torch.equal(module(points), clean)
@@ -65,7 +65,7 @@ def test_afterwards_every_tensor_is_what_and_where_it_was(fails):
     weights = copy_weights(other(module))
     kept = {name: picture(tensor) for name, tensor in weights.items()}
     try:
-        with loaded(module, weights):
+        with swapped_weights(module, weights):
             inside = module_picture(module)
             if fails:
                 raise KeyboardInterrupt
@@ -80,7 +80,7 @@ def test_nothing_is_copied_and_no_object_is_exchanged():
     module = Tied()
     tensors = {name: id(tensor) for name, tensor in weights_of(module).items()}
     weights = copy_weights(other(module))
-    with loaded(module, weights):
+    with swapped_weights(module, weights):
         for name, tensor in weights_of(module).items():
             assert id(tensor) == tensors[name]
             assert tensor.data_ptr() == weights[name].data_ptr()
@@ -121,7 +121,7 @@ def test_placed_weights_take_over_precision_and_are_independent():
     low = other(Tied()).bfloat16()
     clone = clone_module(low, CPU)
     source = copy_weights(low)
-    weights = placed(clone, source)
+    weights = copy_to_device_of(clone, source)
     assert weights["first.weight"].dtype == torch.float32
     assert weights["norm.num_batches_tracked"].dtype == torch.int64
     assert torch.equal(weights["norm.running_var"], low.norm.running_var.float())
@@ -132,32 +132,32 @@ def test_placed_weights_take_over_precision_and_are_independent():
         tensor.add_(1)
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
     assert module_picture(clone) == clone_before
-    with loaded(clone, weights):
+    with swapped_weights(clone, weights):
         assert module_picture(clone)["state"] == clone_before["state"]
 
 
 def test_placed_weights_lie_in_memory_as_the_modules_do():
     convolution = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
-    weight = placed(convolution, copy_weights(nn.Conv2d(4, 4, 3)))["weight"]
+    weight = copy_to_device_of(convolution, copy_weights(nn.Conv2d(4, 4, 3)))["weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last)
     # an LSTM's weights on a GPU are parts of one piece of memory, and slow down with a warning if they are not
     flat = torch.zeros(6)
     module = nn.Module()
     module.left, module.right = nn.Parameter(flat[:2]), nn.Parameter(flat[2:])
-    weights = placed(module, {"left": torch.ones(2), "right": torch.full((4,), 2.0)})
+    weights = copy_to_device_of(module, {"left": torch.ones(2), "right": torch.full((4,), 2.0)})
     assert weights["right"].data_ptr() - weights["left"].data_ptr() == 2 * flat.element_size()
     assert weights["left"].tolist() + weights["right"].tolist() == [1, 1, 2, 2, 2, 2]
     assert flat.tolist() == [0] * 6
 
 
-@pytest.mark.parametrize("use", [loaded, placed])
+@pytest.mark.parametrize("use", [swapped_weights, copy_to_device_of])
 def test_weights_of_another_architecture_are_refused(use):
     module, weights = nn.Linear(2, 3), {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
 
     def attempt(**changes):
         changed = {name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None}
         result = use(module, changed)
-        if use is loaded:
+        if use is swapped_weights:
             result.__enter__()
 
     before = module_picture(module)
@@ -172,12 +172,12 @@ def test_weights_that_were_not_placed_are_refused():
     module = nn.Linear(2, 3)
     weights = {**copy_weights(module), "bias": torch.ones(3, dtype=torch.bfloat16)}
     message = "'bias' expected ((3,), torch.float32, device(type='cpu')), got ((3,), torch.bfloat16, "
-    with pytest.raises(ValueError, match=re.escape(message)), loaded(module, weights):
+    with pytest.raises(ValueError, match=re.escape(message)), swapped_weights(module, weights):
         pass
     elsewhere = {**copy_weights(module), "bias": torch.ones(3, device="meta")}
     with (
         pytest.raises(ValueError, match=r"got \(\(3,\), torch.float32, device\(type='meta'\)\)"),
-        loaded(module, elsewhere),
+        swapped_weights(module, elsewhere),
     ):
         pass
 

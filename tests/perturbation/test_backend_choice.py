@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_al.functional import noise_stability
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation import backend_choice as backends
 from lightning_al.perturbation.backend_choice import AGREEMENT, make_backend, rank_agreement
 from lightning_al.perturbation.deviations import Backend, Deviation, Seed
@@ -22,7 +22,7 @@ from tests.noise_stability_twin import twin_outputs
 # torch's own use of its own TorchScript, at the first forward-mode derivative
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
-SEEDS: list[Seed] = [(Stream.NOISE, 0, 0, step) for step in range(4)]
+SEEDS: list[Seed] = [(RandomStream.NOISE, 0, 0, step) for step in range(4)]
 LOGGER = "lightning.pytorch.utilities.rank_zero"
 
 

@@ -10,7 +10,6 @@ from torch.func import functional_call, vmap
 from lightning_al.model.predictor import Predictor
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.perturbation.noise import Noise
-from lightning_al.scoring import progress
 from lightning_al.scoring.progress import Bar
 from tests.perturbation.jacobian_twin import VARIANCE, names_of, sample_jacobians, step_variances, twin
 from tests.perturbation.networks import NETWORKS, POINTS, made, mlp, normal
@@ -209,14 +208,12 @@ def test_the_seed_decides_the_signs_and_nothing_else():
 
 
 def test_the_progress_bar_counts_the_samples_of_each_batch():
-    form, told = closed_form(made(mlp), POINTS), []
-    before = progress._in_sight.set(Bar(20, lambda samples, said: told.append((samples, said))))
-    try:
-        with torch.no_grad():
-            form.chunk_scores([POINTS, POINTS[:4], POINTS[:7]])
-    finally:
-        progress._in_sight.reset(before)
-    assert told == [(9, ""), (4, ""), (7, "")]
+    model, moves = made(mlp), []
+    bar = Bar(20, lambda samples, status: moves.append((samples, status)))
+    form = ClosedForm(Predictor(model, bar.finish_pass), POINTS, noise=Noise())
+    with torch.no_grad():
+        form.chunk_scores([POINTS, POINTS[:4], POINTS[:7]])
+    assert moves == [(9, ""), (4, ""), (7, "")]
 
 
 # ---------------------------------------------------------------- nothing is left behind

@@ -19,10 +19,10 @@ from torchmetrics.functional import spearman_corrcoef
 
 from lightning_al.functional import noise_stability
 from lightning_al.model.predictor import Predictor
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
-from lightning_al.scoring.memory import Budget
+from lightning_al.scoring.memory import MemoryLimit
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture, random_picture
 
@@ -420,7 +420,9 @@ def test_small_noise_gives_the_first_order_term_and_the_error_shrinks_with_it(ou
     def first_order(passes: int) -> Tensor:
         total = torch.zeros(6, dtype=torch.float64)
         for k in range(passes):
-            steps = Noise(1.0).draw([p.detach() for p in parameters.values()], make_generator(Stream.NOISE, 0, 0, k))
+            steps = Noise(1.0).draw(
+                [p.detach() for p in parameters.values()], make_generator(RandomStream.NOISE, 0, 0, k)
+            )
             tangent = torch.func.jvp(forward, (parameters,), (dict(zip(parameters, steps, strict=True)),))[1]
             total += tangent.detach().square().sum(1)
         return total / passes
@@ -567,7 +569,7 @@ def test_the_seed_decides():
     assert not torch.equal(noise_stability(model, batches, seed=6), scores)
     # the passes of a shorter run are the first ones of a longer one
     one, two = (noise_stability(model, batches, passes=k, seed=5).double() for k in (1, 2))
-    second = twin_of("mlp", model, batches, seeds=[(Stream.NOISE, 5, 0, 1)])
+    second = twin_of("mlp", model, batches, seeds=[(RandomStream.NOISE, 5, 0, 1)])
     torch.testing.assert_close(2 * two - one, second, rtol=1e-5, atol=0)
 
 
@@ -689,7 +691,7 @@ def test_chunks_do_not_change_the_scores(monkeypatch, chunk_bytes):
 
     original = implementation.deviation_sizes
     monkeypatch.setattr(implementation, "deviation_sizes", spy)
-    monkeypatch.setattr(implementation, "Budget", functools.partial(Budget, chunk_bytes))
+    monkeypatch.setattr(implementation, "MemoryLimit", functools.partial(MemoryLimit, chunk_bytes))
     assert torch.equal(noise_stability(model, batches), expected)
     assert sizes == {1: [1] * 5, 100: [1] * 5, 2**20: [5]}[chunk_bytes]
 

@@ -13,14 +13,14 @@ def test_a_real_run_is_read_whole(tmp_path):
     (run,) = find_runs([folder])
     history = Pool.load(folder / "pool.json").history
     assert (run.strategy, run.seed, run.path) == ("EntropyAcquisition", 3, folder)
-    assert [record["labeled"] for record in run.records] == [10, 16]
+    assert [record.labeled for record in run.records] == [10, 16]
     assert [query.cycle for query in run.queries] == [0, 1]
     for query, labeling in zip(run.queries, history[1:], strict=True):
-        assert [int(row["index"]) for row in query.picks] == labeling.indices
+        assert [int(pick.index) for pick in query.picks] == labeling.indices
         assert query.scores == labeling.scores
         assert sum(query.classes.values()) == 6
         assert len(query.quantiles) == 21
-        assert all((query.folder / row["file"]).is_file() for row in query.picks)
+        assert all((query.folder / pick.file).is_file() for pick in query.picks)
     assert run.environments[0]["device"] == "cpu"
     assert not run.unfinished
 
@@ -49,7 +49,7 @@ def test_a_run_that_lost_a_file_is_still_shown(tmp_path, lost):
     folder = real_run(tmp_path / "run", lambda: EntropyAcquisition(6), seed=0)
     (folder / lost).unlink()
     (run,) = find_runs([folder])
-    assert [record["labeled"] for record in run.records] == [10, 16]
+    assert [record.labeled for record in run.records] == [10, 16]
     assert [query.cycle for query in run.queries] == ([1] if "query" in lost else [0, 1])
 
 
@@ -60,9 +60,9 @@ def test_a_missing_an_empty_and_a_broken_folder_are_refused_with_the_reason(tmp_
         find_runs([tmp_path])
     folder = written_run(tmp_path / "run")
     (folder / "cycles.csv").write_text("this,is\n1,2\n")
-    with pytest.raises(RunRefusedError, match=r"cannot be read .*no `cycle` or `labeled`"):
+    with pytest.raises(RunRefusedError, match=r"cannot be read: .*cycles\.csv, row 1 lacks the field `cycle`"):
         find_runs([folder])
     (folder / "config.yaml").write_text("a: [")
-    (folder / "cycles.csv").write_text("cycle,labeled\n1,2\n")
-    with pytest.raises(RunRefusedError, match="cannot be read"):
+    written_run(tmp_path / "other").joinpath("cycles.csv").replace(folder / "cycles.csv")
+    with pytest.raises(RunRefusedError, match=r"cannot be read: .*config\.yaml is not valid YAML"):
         find_runs([folder])

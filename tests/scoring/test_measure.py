@@ -20,7 +20,7 @@ from lightning_al.perturbation.deviations import deviation_sizes
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
 from lightning_al.scoring.measure import measure_pool
-from lightning_al.scoring.memory import Budget, chunked, is_out_of_memory, within_memory
+from lightning_al.scoring.memory import MemoryLimit, chunked, is_out_of_memory, within_memory
 from lightning_al.scoring.transfer import match_precision, to_module
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ class Opaque:
     ],
 )
 def test_chunks_hold_at_most_so_many_bytes_of_any_container(batches, lengths):
-    chunks = list(chunked(iter(batches), Budget(3 * 1024)))
+    chunks = list(chunked(iter(batches), MemoryLimit(3 * 1024)))
     assert [len(chunk) for chunk in chunks] == lengths
     assert all(given is found for given, found in zip(batches, (b for chunk in chunks for b in chunk), strict=True))
 
@@ -93,7 +93,7 @@ def test_chunks_read_no_further_than_they_must():
             read.append(number)
             yield kilobyte()
 
-    next(chunked(batches(), Budget(2 * 1024)))
+    next(chunked(batches(), MemoryLimit(2 * 1024)))
     assert read == [0, 1, 2]
 
 
@@ -191,7 +191,7 @@ def ranges(*sizes: int) -> list[Tensor]:
     ],
 )
 def test_what_is_too_much_for_the_memory_is_measured_in_halves(limit, sizes, tried, done, left):
-    device, budget, chunk = Device(limit), Budget(4096), ranges(*sizes)
+    device, budget, chunk = Device(limit), MemoryLimit(4096), ranges(*sizes)
     rows = within_memory(device, chunk, budget)
     assert rows.tolist() == list(range(sum(sizes)))  # in order
     assert device.tried == tried
@@ -204,14 +204,14 @@ def test_what_is_too_much_for_the_memory_is_measured_in_halves(limit, sizes, tri
 def test_a_single_sample_that_is_too_much_is_an_error(chunk):
     device = Device(0)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"CUDA out of memory: 1 samples"):
-        within_memory(device, chunk, Budget())
+        within_memory(device, chunk, MemoryLimit())
     assert device.tried[-1] == [1]
     assert not device.done
 
 
 @pytest.mark.parametrize("batch", [torch.tensor(3.0), {"number": torch.tensor(3)}])
 def test_a_batch_that_counts_as_one_sample_is_not_split(batch):
-    budget = Budget(4096)
+    budget = MemoryLimit(4096)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="7 samples"):
         within_memory(Device(1, size=lambda batch: 7), [batch], budget)
     assert budget.nbytes == 4096
@@ -219,7 +219,7 @@ def test_a_batch_that_counts_as_one_sample_is_not_split(batch):
 
 @pytest.mark.parametrize("batch", ["a text", ["one", "two"], Opaque(), {"number": 3}])
 def test_samples_that_no_tensor_tells_the_number_of_cannot_be_split(batch):
-    budget = Budget(4096)
+    budget = MemoryLimit(4096)
     with pytest.raises(MisconfigurationException, match="could not infer the batch_size") as caught:
         within_memory(Device(1, size=lambda batch: 7), [batch], budget)
     assert isinstance(caught.value.__context__, torch.cuda.OutOfMemoryError)
@@ -229,7 +229,7 @@ def test_samples_that_no_tensor_tells_the_number_of_cannot_be_split(batch):
 def test_sizes_that_are_given_are_not_asked_of_the_tensors():
     device = Device(2, size=lambda batch: len(batch["x"]), row=lambda batch: batch["x"])
     batches = [{"scale": torch.ones(3), "x": torch.arange(4.0)}, {"scale": torch.ones(3), "x": torch.arange(4.0, 5.0)}]
-    rows = within_memory(device, batches, Budget(), [4, 1])
+    rows = within_memory(device, batches, MemoryLimit(), [4, 1])
     assert rows.tolist() == [0, 1, 2, 3, 4]
     assert device.done == [[2], [2], [1]]
 
@@ -254,7 +254,7 @@ def test_the_pool_counts_samples_by_their_indices():
 def test_a_batch_that_was_too_much_is_not_tried_again(caplog):
     device = Device(2)
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        rows = [within_memory(device, [batch], budget) for budget in [Budget()] for batch in ranges(4, 4, 4)]
+        rows = [within_memory(device, [batch], budget) for budget in [MemoryLimit()] for batch in ranges(4, 4, 4)]
     assert torch.cat(rows).tolist() == list(range(12))
     assert device.tried == [[4], *[[2]] * 6]
     assert len(caplog.records) == 1
@@ -274,7 +274,7 @@ def test_other_ways_of_saying_that_it_is_too_much_count_as_well(error):
             raise error
         return chunk[0]
 
-    assert within_memory(measure, ranges(2), Budget()).tolist() == [0, 1]
+    assert within_memory(measure, ranges(2), MemoryLimit()).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("samples", [math.inf, 1])
@@ -283,7 +283,7 @@ def test_another_error_is_no_lack_of_memory(samples):
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        within_memory(measure, ranges(2), Budget(samples=samples))
+        within_memory(measure, ranges(2), MemoryLimit(samples=samples))
 
 
 def test_a_chunk_is_read_back_before_the_next_one_is_queued():
@@ -309,13 +309,13 @@ def test_a_lack_of_memory_without_a_word_is_one_all_the_same(caplog):
         return chunk[0]
 
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        assert within_memory(measure, ranges(2), Budget()).tolist() == [0, 1]
+        assert within_memory(measure, ranges(2), MemoryLimit()).tolist() == [0, 1]
     assert "Scoring goes on with half as many samples at a time; nothing is lost." in caplog.text
 
 
 def check_split(wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor], *sizes: list[int]) -> None:
     device = Device(2, size=lambda batch: len(unwrap(batch)), row=unwrap)
-    rows = within_memory(device, [wrap(x) for x in ranges(4, 2)], Budget(), *sizes)
+    rows = within_memory(device, [wrap(x) for x in ranges(4, 2)], MemoryLimit(), *sizes)
     assert rows.tolist() == list(range(6))
     assert device.done == [[2], [2], [2]]
 
@@ -352,7 +352,7 @@ def test_batches_of_several_lengths_are_split_by_the_first_with_a_warning(monkey
 
 def test_rows_of_every_shape_are_joined():
     device = Device(1, row=lambda x: torch.stack([x, x + 0.5], 1).unsqueeze(2))
-    rows = within_memory(device, ranges(3), Budget())
+    rows = within_memory(device, ranges(3), MemoryLimit())
     assert rows.tolist() == [[[0.0], [0.5]], [[1.0], [1.5]], [[2.0], [2.5]]]
 
 
@@ -360,7 +360,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     def measure(chunk: list[Tensor]) -> Tensor:
         raise RuntimeError("of another kind")
 
-    budget = Budget(4096)
+    budget = MemoryLimit(4096)
     with pytest.raises(RuntimeError, match="of another kind"):
         within_memory(measure, ranges(4), budget)
     assert budget.nbytes == 4096
@@ -368,10 +368,10 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_a_lack_of_memory_is_reported_in_a_line(caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        within_memory(Device(4), ranges(4), Budget())
+        within_memory(Device(4), ranges(4), MemoryLimit())
     assert not caplog.messages
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        within_memory(Device(2), ranges(4), Budget())
+        within_memory(Device(2), ranges(4), MemoryLimit())
     assert caplog.messages == [
         "CUDA out of memory: 4 samples. Scoring goes on with half as many samples at a time; nothing is lost."
     ]
@@ -388,7 +388,7 @@ def test_the_tensors_of_a_failed_pass_are_free_before_the_halves_run():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return chunk[0]
 
-    within_memory(measure, ranges(1, 1, 1, 1), Budget())
+    within_memory(measure, ranges(1, 1, 1, 1), MemoryLimit())
     assert alive == [0] * 7
 
 
@@ -405,7 +405,7 @@ def test_later_chunks_are_smaller_after_one_was_too_large():
 
 
 def test_later_batches_are_split_from_the_start_after_one_was_too_large():
-    device, budget = Device(4), Budget(4096)
+    device, budget = Device(4), MemoryLimit(4096)
     for batch in ranges(8, 8):
         within_memory(device, [batch], budget, [8])
     assert budget.samples == 4
@@ -416,7 +416,7 @@ def test_later_batches_are_split_from_the_start_after_one_was_too_large():
 
 
 def test_a_chunk_that_was_too_large_does_not_split_its_batches():
-    device, budget = Device(8), Budget(4096)
+    device, budget = Device(8), MemoryLimit(4096)
     within_memory(device, ranges(8, 8), budget)
     assert budget.samples == math.inf
     assert device.done == [[8], [8]]
@@ -457,7 +457,7 @@ def test_a_perturbed_pass_that_fails_leaves_the_clean_weights_for_the_halves():
         expected = deviation_sizes(FiniteDifferences(model, list(model.parameters()), Noise()), [x], seeds)
         before = [parameter.clone() for parameter in model.parameters()]
         backend = FiniteDifferences(forward, list(model.parameters()), Noise())
-        rows = within_memory(lambda chunk: deviation_sizes(backend, chunk, seeds), list(x.split(6)), Budget())
+        rows = within_memory(lambda chunk: deviation_sizes(backend, chunk, seeds), list(x.split(6)), MemoryLimit())
     assert passes[:3] == [6, 6, 6]
     torch.testing.assert_close(rows, expected, rtol=1e-8, atol=0)
     assert all(map(torch.equal, model.parameters(), before))

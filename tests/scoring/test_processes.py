@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_al.functional import top_k
-from lightning_al.scoring.processes import collect, gather_rows
+from lightning_al.scoring.processes import gather_measurements, gather_rows
 from lightning_al.scoring.row_checks import check_rows
 
 
@@ -57,7 +57,7 @@ def test_rows_that_are_not_ranked_may_be_equal_but_not_broken():
         check_rows("Name", [3, 5], [3], torch.ones(1), ranked=False)
 
 
-# ---------------------------------------------------------------- collect
+# ---------------------------------------------------------------- gather_measurements
 
 
 class Processes:
@@ -100,14 +100,41 @@ Share = tuple[list[int], Tensor]
 
 
 def collect_all(
-    shares: Sequence[Share], shortlist: Callable[[Tensor], Tensor | None], part: Sequence[int] | None = None, **options
+    shares: Sequence[Share],
+    rows_to_gather: Callable[[Tensor], Tensor | None],
+    part: Sequence[int] | None = None,
+    **options,
 ) -> list[Any]:
     """Collect the rows that each process measured; what it should have measured is that, unless `expected` says."""
     part = sorted(index for indices, _ in shares for index in indices) if part is None else part
     expected = options.pop("expected", [indices for indices, _ in shares])
     return Processes(len(shares)).run(
-        lambda trainer, rank: collect(trainer, "Name", part, expected[rank], *shares[rank], shortlist, **options)
+        lambda trainer, rank: gather_measurements(
+            trainer,
+            "Name",
+            expected=part,
+            expected_here=expected[rank],
+            indices=shares[rank][0],
+            rows=shares[rank][1],
+            rows_to_gather=rows_to_gather,
+            **{"ranked": True, "score": lambda rows: None, **options},
+        )
     )
+
+
+def local_arguments(
+    part: Sequence[int], share: Share, rows_to_gather: Callable[[Tensor], Tensor | None]
+) -> dict[str, Any]:
+    indices, rows = share
+    return {
+        "expected": part,
+        "expected_here": indices,
+        "indices": indices,
+        "rows": rows,
+        "rows_to_gather": rows_to_gather,
+        "ranked": True,
+        "score": lambda rows: None,
+    }
 
 
 def deal(rows: Tensor, processes: int, size: int = 4) -> list[Share]:
@@ -119,16 +146,26 @@ def deal(rows: Tensor, processes: int, size: int = 4) -> list[Share]:
 
 
 def best(count: int) -> Callable[[Tensor], Tensor]:
-    def shortlist(rows: Tensor) -> Tensor:
+    def rows_to_gather(rows: Tensor) -> Tensor:
         assert len(rows), "a process without a batch has no rows to choose from"
         return top_k(rows, count)
 
-    return shortlist
+    return rows_to_gather
 
 
 def test_one_process_keeps_all_rows_whatever_is_on_the_shortlist():
     trainer = SimpleNamespace(world_size=1)
-    measured = collect(trainer, "Name", [2, 4, 6], [2, 4, 6], [4, 2, 6], torch.tensor([4.0, 2.0, 6.0]), best(1))
+    measured = gather_measurements(
+        trainer,
+        "Name",
+        expected=[2, 4, 6],
+        expected_here=[2, 4, 6],
+        indices=[4, 2, 6],
+        rows=torch.tensor([4.0, 2.0, 6.0]),
+        rows_to_gather=best(1),
+        ranked=True,
+        score=lambda rows: None,
+    )
     assert (measured.indices, measured.rows.tolist()) == ([2, 4, 6], [2, 4, 6])
 
 
@@ -153,12 +190,12 @@ def test_without_a_shortlist_all_rows_come_together():
         assert torch.equal(measured.rows, rows)
 
 
-@pytest.mark.parametrize("shortlist", [lambda rows: None, best(2)])
-def test_a_process_without_a_batch_takes_part(shortlist):
+@pytest.mark.parametrize("rows_to_gather", [lambda rows: None, best(2)])
+def test_a_process_without_a_batch_takes_part(rows_to_gather):
     rows = torch.arange(6.0)
     shares = deal(rows, 3)
     assert [len(indices) for indices, _ in shares] == [4, 2, 0]
-    for measured in collect_all(shares, shortlist):
+    for measured in collect_all(shares, rows_to_gather):
         assert measured.indices[-2:] == [4, 5]
 
 
@@ -168,15 +205,17 @@ def test_a_process_without_a_batch_learns_the_shape_and_the_precision_of_the_row
         assert torch.equal(measured.rows, rows)
 
 
-@pytest.mark.parametrize("shortlist", [lambda rows: None, best(2)])
+@pytest.mark.parametrize("rows_to_gather", [lambda rows: None, best(2)])
 @pytest.mark.parametrize("swap", [False, True])
-def test_every_process_votes_on_what_travels(shortlist, swap):
+def test_every_process_votes_on_what_travels(rows_to_gather, swap):
     shares = deal(torch.arange(6.0), 4)[:: -1 if swap else 1]
     shares = shares if len(shares[0][0]) else [shares[-1], *shares[:-1]]  # the first process always has a batch
     assert sorted(len(indices) for indices, _ in shares) == [0, 0, 2, 4]
     processes, part = Processes(4), list(range(6))
     results = processes.run(
-        lambda trainer, rank: collect(trainer, "Name", part, shares[rank][0], *shares[rank], shortlist)
+        lambda trainer, rank: gather_measurements(
+            trainer, "Name", **local_arguments(part, shares[rank], rows_to_gather)
+        )
     )
     assert processes.names.count("reduce_boolean_decision") == 1
     for measured in results:
@@ -187,20 +226,20 @@ def test_every_process_votes_on_what_travels(shortlist, swap):
 def test_a_process_without_a_batch_is_not_asked_for_a_shortlist():
     asked: list[int] = []
 
-    def shortlist(rows: Tensor) -> Tensor:
+    def rows_to_gather(rows: Tensor) -> Tensor:
         asked.append(len(rows))
         return torch.arange(len(rows))
 
-    collect_all(deal(torch.arange(6.0), 4), shortlist)
+    collect_all(deal(torch.arange(6.0), 4), rows_to_gather)
     assert sorted(asked) == [2, 4]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("ranked", [False, True])
-@pytest.mark.parametrize("shortlist", [lambda rows: None, best(1)])
-def test_a_broken_row_beside_a_process_without_a_batch_is_the_same_error_everywhere(shortlist, ranked, broken):
+@pytest.mark.parametrize("rows_to_gather", [lambda rows: None, best(1)])
+def test_a_broken_row_beside_a_process_without_a_batch_is_the_same_error_everywhere(rows_to_gather, ranked, broken):
     shares = deal(torch.tensor([1.0, broken, 3.0]), 3)
-    results = collect_all(shares, shortlist, ranked=ranked)
+    results = collect_all(shares, rows_to_gather, ranked=ranked)
     assert len({str(result) for result in results}) == 1
     for result in results:
         with pytest.raises(ValueError, match=r"`Name`: 1 of 3 samples have NaN or infinite measurements, first \[1\]"):
@@ -220,7 +259,7 @@ def test_only_the_shortlists_travel():
     rows, part = torch.rand(4000, generator=torch.Generator().manual_seed(0)), list(range(4000))
     shares = deal(rows, 2, size=10)
     results = Counting(2).run(
-        lambda trainer, rank: collect(trainer, "N", part, shares[rank][0], *shares[rank], best(5))
+        lambda trainer, rank: gather_measurements(trainer, "N", **local_arguments(part, shares[rank], best(5)))
     )
     assert [len(measured.indices) for measured in results] == [10, 10]
     assert max(moved) == 5
@@ -254,7 +293,7 @@ def test_every_process_raises_the_same_error_about_what_one_of_them_measured(sha
     shares = [(indices, torch.tensor(rows)) for indices, rows in shares]
     if swap:
         shares, expected = shares[::-1], expected[::-1]
-    # a shortlist that does not look at the values
+    # a rows_to_gather that does not look at the values
     results = collect_all(shares, lambda rows: torch.tensor([0]), part=[0, 1, 2, 3], expected=expected)
     assert len({str(result) for result in results}) == 1
     for result in results:

@@ -14,7 +14,7 @@ from lightning_al import (
     NoiseStabilityAcquisition,
 )
 from lightning_al.scoring import progress
-from lightning_al.scoring.progress import Bar, progress_bar, tell_pass
+from lightning_al.scoring.progress import Bar, Progress
 from lightning_al.testing import ToyClassifier
 from tests.runs import make_data, make_trainer
 
@@ -68,8 +68,8 @@ def test_a_chunk_that_begins_again_neither_goes_back_nor_beyond_the_end(moves):
     assert min(samples for samples, _ in moves.told) == 0
 
 
-def test_without_a_bar_a_pass_tells_nobody():
-    tell_pass(1, 2, 3)
+def test_a_pass_may_be_reported_without_a_bar():
+    Progress(SimpleNamespace()).report_pass(1, 2, 3)
 
 
 # ---------------------------------------------------------------- on the screen
@@ -149,7 +149,7 @@ def test_the_rich_bar_joins_the_display_of_the_trainer(capsys, wide_terminal):
     class Spy(EntropyAcquisition):
         def measure_chunk(self, predictor, chunk):
             displays.append([(task.description, task.completed, task.total) for task in bar.progress.tasks])
-            tell_pass(1, 2, 110)
+            predictor.report_pass(1, 2, 110)
             displays.append([(task.description, task.completed, task.total) for task in bar.progress.tasks])
             return super().measure_chunk(predictor, chunk)
 
@@ -169,20 +169,8 @@ def test_a_disabled_rich_bar_shows_nothing(capsys):
 
 def test_only_the_first_process_shows_a_bar(capsys):
     trainer = SimpleNamespace(progress_bar_callback=TQDMProgressBar(), is_global_zero=False)
-    with progress_bar(trainer, 7, "Name") as advance:
-        tell_pass(1, 2, 7)
+    progress = Progress(trainer)
+    with progress.bar(7, "Name") as advance:
+        progress.report_pass(1, 2, 7)
         advance(7)
     assert capsys.readouterr().out == ""
-
-
-def test_bars_inside_each_other_move_alone(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "PIPE_SECONDS", 0.0)
-    trainer = SimpleNamespace(progress_bar_callback=TQDMProgressBar(), is_global_zero=True)
-    with progress_bar(trainer, 4, "outer") as advance:
-        with progress_bar(trainer, 8, "inner"):
-            tell_pass(1, 2, 8)
-        tell_pass(1, 4, 4)
-        advance(4)
-    out = capsys.readouterr().out
-    assert re.search(r"inner: +50%.* 4/8 .*pass 1 of 2", out)
-    assert re.search(r"outer: +25%.* 1/4 .*pass 1 of 4", out)

@@ -16,8 +16,8 @@ class Spy(NoiseStabilityAcquisition):
         cls.queries.clear()
         cls.reports.clear()
 
-    def figures(self, query: Query) -> dict[str, float]:
-        figures = super().figures(query)
+    def metrics(self, query: Query) -> dict[str, float]:
+        metrics = super().metrics(query)
         self.queries.append(query)
-        self.reports.append(figures)
-        return figures
+        self.reports.append(metrics)
+        return metrics

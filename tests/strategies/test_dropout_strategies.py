@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule
 from lightning_al.model.dropout import dropout
-from lightning_al.numerics.seeding import Stream, make_generator, seeded
+from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
 from lightning_al.strategies import (
     BALDAcquisition,
     BatchBALDAcquisition,
@@ -89,7 +89,7 @@ def by_hand(model, data, seed=0, passes=PASSES):
     outputs = []
     with torch.no_grad():
         for step in range(passes):
-            with dropout(model, Stream.DROPOUT, seed, cycle, step):
+            with dropout(model, RandomStream.DROPOUT, seed, cycle, step):
                 outputs.append(model(inputs).double())
     return candidates, torch.stack(outputs)
 
@@ -251,14 +251,14 @@ def test_a_model_that_does_not_drop_is_refused(strategy, net):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_module_and_the_random_numbers_stay(strategy, monkeypatch):
     pictures = []
-    query = strategy._query
+    query = strategy.on_fit_end
 
-    def look(self, trainer, module, data):
+    def look(self, trainer, module):
         pictures.append((module_picture(module), random_picture()))
-        query(self, trainer, module, data)
+        query(self, trainer, module)
         pictures.append((module_picture(module), random_picture()))
 
-    monkeypatch.setattr(strategy, "_query", look)
+    monkeypatch.setattr(strategy, "on_fit_end", look)
     fit(strategy(7, passes=PASSES))
     assert pictures[0] == pictures[1]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, functional
-from lightning_al.numerics.seeding import Stream, derive_seed, make_generator, seeded
+from lightning_al.numerics.seeding import RandomStream, derive_seed, make_generator, seeded
 from lightning_al.strategies import BADGEAcquisition, CoreSetAcquisition, ProbCoverAcquisition, TypiClustAcquisition
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import make_trainer
@@ -147,7 +147,7 @@ def test_the_scores_of_badge_are_the_lengths_of_the_gradients():
 def test_badge_draws_by_kmeans_plus_plus_over_the_gradients(seed):
     model, data = fit(BADGEAcquisition(10, seed=seed))
     candidates, found = gradients(model, data)
-    generator = make_generator(Stream.SELECTION, seed, 0)
+    generator = make_generator(RandomStream.SELECTION, seed, 0)
     rows = functional.kmeans_plus_plus(found.flatten(1), 10, generator=generator)
     assert picks_of(data) == [candidates[row] for row in rows.tolist()]
 
@@ -179,7 +179,7 @@ def directions(found):
 
 
 def cluster_seed(seed, cycle):
-    return derive_seed(Stream.CLUSTERS, seed, cycle) % 2**32
+    return derive_seed(RandomStream.CLUSTERS, seed, cycle) % 2**32
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -214,7 +214,7 @@ def test_probcover_finds_its_radius(task):
     candidates, outputs, pool, labeled = directions(by_hand(model, data))
     seed = cluster_seed(0, 0)
     radius = functional.purity_radius(pool, clusters=outputs.shape[1], seed=seed, purity=0.8)
-    generator = make_generator(Stream.SELECTION, 0, 0)
+    generator = make_generator(RandomStream.SELECTION, 0, 0)
     rows = functional.prob_cover(pool, 5, labeled=labeled, radius=radius, generator=generator)
     assert picks_of(data) == [candidates[row] for row in rows.tolist()]
     assert functional.purity_radius(pool, clusters=outputs.shape[1], seed=seed) < radius
@@ -236,7 +236,7 @@ def test_another_cycle_clusters_anew(strategy):
         rows = functional.typiclust(pool, 6, labeled=labeled, seed=seed)
     else:
         radius = functional.purity_radius(pool, clusters=outputs.shape[1], seed=seed)
-        generator = make_generator(Stream.SELECTION, 1, 1)
+        generator = make_generator(RandomStream.SELECTION, 1, 1)
         rows = functional.prob_cover(pool, 6, labeled=labeled, radius=radius, generator=generator)
     assert picks_of(data) == [candidates[row] for row in rows.tolist()]
 
@@ -247,14 +247,14 @@ def test_another_cycle_clusters_anew(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_module_and_the_random_numbers_stay(strategy, monkeypatch):
     pictures = []
-    query = strategy._query
+    query = strategy.on_fit_end
 
-    def look(self, trainer, module, data):
+    def look(self, trainer, module):
         pictures.append((module_picture(module), random_picture()))
-        query(self, trainer, module, data)
+        query(self, trainer, module)
         pictures.append((module_picture(module), random_picture()))
 
-    monkeypatch.setattr(strategy, "_query", look)
+    monkeypatch.setattr(strategy, "on_fit_end", look)
     fit(strategy(7))
     assert pictures[0] == pictures[1]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, Query, functional, run_cycles
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation.deviations import EVEN, ODD, SCORE
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.testing import ToyClassifier, ToyDataset
@@ -62,7 +62,7 @@ def test_impossible_options_are_refused_at_once(options, message):
 
 def twin_scores(run: Any, query: Query, passes: int) -> Tensor:
     images = digits().tensors[0].double()[torch.tensor(query.indices)]
-    return twin(run.model, [images], seeds=[(Stream.NOISE, 0, 0, step) for step in range(passes)])
+    return twin(run.model, [images], seeds=[(RandomStream.NOISE, 0, 0, step) for step in range(passes)])
 
 
 @pytest.mark.parametrize("options", [{}, {"selection": "power"}])
@@ -71,7 +71,7 @@ def test_power_is_the_default_and_draws_by_the_seed_of_the_query(options):
     (query,) = Spy.queries
     scores = twin_scores(run, query, 4)
     torch.testing.assert_close(query.pool[:, SCORE], scores.float(), rtol=1e-4, atol=0)
-    generator = make_generator(Stream.SELECTION, 0, 0)
+    generator = make_generator(RandomStream.SELECTION, 0, 0)
     rows = functional.power(query.pool[:, SCORE], 80, generator=generator)
     assert run.picks == [query.indices[row] for row in rows.tolist()]
     assert set(run.picks) != {query.indices[row] for row in scores.argsort(descending=True)[:80].tolist()}
@@ -184,14 +184,14 @@ def test_batches_that_cannot_be_split_are_labeled():
     assert data.pool.num_labeled == 25
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
 def test_the_confidence_is_the_agreement_of_even_and_odd_passes():
     run = fit(Spy(80, passes=6), **DOUBLE)
     (query,), (report,) = Spy.queries, Spy.reports
     images = digits().tensors[0].double()[torch.tensor(query.indices)]
-    seeds = [(Stream.NOISE, 0, 0, step) for step in range(6)]
+    seeds = [(RandomStream.NOISE, 0, 0, step) for step in range(6)]
     even, odd = (twin(run.model, [images], seeds=half) for half in (seeds[::2], seeds[1::2]))
     best = [set(half.argsort(descending=True)[:80].tolist()) for half in (even, odd)]
     assert report == {"passes": 6, "confidence": len(best[0] & best[1]) / 80}
@@ -220,29 +220,29 @@ def test_the_shortlists_of_some_processes_hold_the_picks_and_the_confidence():
     for seed in range(20):
         rows = torch.rand(90, 3, generator=torch.Generator().manual_seed(seed))
         parts = torch.arange(90).split((40, 30, 20))
-        kept = [part[acquisition.shortlist(rows[part], 6)] for part in parts]
+        kept = [part[acquisition.rows_to_gather(rows[part], 6)] for part in parts]
         assert all(len(one) <= 3 * 6 for one in kept)
         assert all(one.tolist() == sorted(one.tolist()) for one in kept)
         whole, short = (
             Query(rows[own], own.tolist(), 6, torch.Generator()) for own in (torch.arange(90), torch.cat(kept))
         )
         assert acquisition.select(short) == acquisition.select(whole)
-        assert acquisition.figures(short) == acquisition.figures(whole)
+        assert acquisition.metrics(short) == acquisition.metrics(whole)
 
 
 @pytest.mark.parametrize("selection", ["k-center", "kmeans++", "power"])
 def test_selections_that_look_at_all_rows_make_no_shortlist(selection):
-    assert NoiseStabilityAcquisition(6, selection=selection).shortlist(torch.rand(9, 3), 6) is None
+    assert NoiseStabilityAcquisition(6, selection=selection).rows_to_gather(torch.rand(9, 3), 6) is None
 
 
 def read_figures(folder: Any) -> list[dict[str, float]]:
-    """Return the figures of each query from the files of a logger, in the order of the labeled samples."""
+    """Return the metrics of each query from the files of a logger, in the order of the labeled samples."""
     rows = []
     for path in folder.rglob("metrics.csv"):
         with path.open() as file:
             rows += [row for row in csv.DictReader(file) if row.get("al/passes")]
-    figures = [{name: float(value) for name, value in row.items() if value} for row in rows]
-    return sorted(figures, key=lambda row: row["al/labeled"])
+    metrics = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    return sorted(metrics, key=lambda row: row["al/labeled"])
 
 
 @pytest.mark.parametrize("options", [{"passes": 4}, {"passes": 3, "selection": "topk"}])
@@ -285,7 +285,7 @@ def test_derivatives_pick_by_the_first_order_term(caplog):
     assert "Noise stability by derivatives: rank agreement" in caplog.text
     (query,) = Spy.queries
     images = digits().tensors[0].double()[torch.tensor(query.indices)]
-    seeds = [(Stream.NOISE, 0, 0, step) for step in range(4)]
+    seeds = [(RandomStream.NOISE, 0, 0, step) for step in range(4)]
     # a thousandth of the noise leaves next to nothing but the first order
     scores = 1e6 * twin(run.model, [images], seeds=seeds, magnitude=1e-6)
     torch.testing.assert_close(query.pool[:, SCORE], scores.float(), rtol=1e-3, atol=1e-12)

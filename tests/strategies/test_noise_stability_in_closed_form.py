@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, functional
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.scoring.progress import Bar
 from lightning_al.strategies import noise_stability as implementation
@@ -72,7 +72,7 @@ def test_picks_are_by_the_exact_scores(selection, options):
     noisy = ["net.2.weight", "net.2.bias"] if "modules" in options else None
     scores = twin(run.model, images, noisy=noisy)
     torch.testing.assert_close(query.pool[:, 0], scores.float(), rtol=1e-6, atol=0)
-    generator = make_generator(Stream.SELECTION, 0, 0)
+    generator = make_generator(RandomStream.SELECTION, 0, 0)
     if selection == "topk":
         rows = functional.top_k(query.pool[:, 0], 20)
     else:

@@ -321,7 +321,7 @@ def test_rows_are_ranked_by_the_first_column_and_ties_by_the_second():
     acquisition = QueryByCommitteeAcquisition(4)
     query = Query(rows, [10, 11, 12, 13, 14], 4, make_generator(0))
     assert acquisition.select(query) == [11, 14, 12, 10]
-    assert acquisition.shortlist(rows, 3).tolist() == [1, 4, 2]
+    assert acquisition.rows_to_gather(rows, 3).tolist() == [1, 4, 2]
     assert acquisition.score(rows).tolist() == rows[:, 0].tolist()
 
 

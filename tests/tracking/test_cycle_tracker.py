@@ -12,11 +12,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_al import EntropyAcquisition, Pool, RandomAcquisition, run_cycles
 from lightning_al.storage.run_folder import RunFolder
+from lightning_al.storage.tracking_notes import read_notes
 from lightning_al.testing import ToyClassifier
-from lightning_al.tracking.cycle_tracker import Tracker
-from lightning_al.tracking.failures import sheltered
-from lightning_al.tracking.query_summary import Outcome
-from lightning_al.tracking.trackers import log_at, query_metrics, track_query
+from lightning_al.tracking.cycle_tracker import CycleTracker
+from lightning_al.tracking.failures import warn_on_failure
+from lightning_al.tracking.query_metrics import query_metrics, track_query
+from lightning_al.tracking.query_summary import QuerySummary
+from lightning_al.tracking.tracker import MetricsTracker, tracker_for
 from tests.runs import make_data, make_trainer, maker
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _nothing_told(monkeypatch):
-    monkeypatch.setattr("lightning_al.tracking.failures._told", set())
+    monkeypatch.setattr("lightning_al.tracking.failures._already_warned", set())
 
 
 class MemoryLogger(Logger):
@@ -52,16 +54,16 @@ class BrokenLogger(MemoryLogger):
         raise ConnectionError("no route to host")
 
 
-def outcome_of(scores=(0.5, 2.0, 1.0), of_all=(0.5, 2.0, 1.0, 0.0, 0.25), figures=()):
+def outcome_of(scores=(0.5, 2.0, 1.0), of_all=(0.5, 2.0, 1.0, 0.0, 0.25), metrics=()):
     pool = Pool(10)
     pool.label([0, 1], strategy="initial")
     pool.label([4, 7, 2], strategy="Entropy", scores=scores, seconds={"score": 1.5, "select": 0.25})
-    return Outcome(pool, dict(figures), None if of_all is None else torch.tensor(of_all), [])
+    return QuerySummary(pool, dict(metrics), None if of_all is None else torch.tensor(of_all), [])
 
 
 def test_a_query_is_logged_at_what_the_cycle_trained_on():
     logger = MemoryLogger()
-    track_query([logger], outcome_of(figures={"passes": 10.0, "label/3": 2.0}))
+    track_query([logger], outcome_of(metrics={"passes": 10.0, "label/3": 2.0}))
     ((step, metrics),) = logger.points
     assert step == 2
     assert metrics == {
@@ -86,18 +88,36 @@ def test_a_query_without_scores_logs_none():
     assert set(metrics) == {"al/queried", "al/pool", "al/score_seconds", "al/select_seconds"}
 
 
-def test_every_logger_gets_the_figures_and_none_is_fine():
+def test_every_logger_gets_the_metrics_and_none_is_fine():
     loggers = [MemoryLogger(), MemoryLogger()]
-    log_at(loggers, {"al/x": 1.0}, 30)
-    assert [logger.points for logger in loggers] == [[(30, {"al/x": 1.0, "al/labeled": 30})]] * 2
-    log_at([], {"al/x": 1.0}, 30)
+    track_query(loggers, outcome_of())
+    assert loggers[0].points == loggers[1].points != []
+    track_query([], outcome_of())
 
 
 def test_only_the_first_process_logs(monkeypatch):
     logger = MemoryLogger()
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    log_at([logger], {"al/x": 1.0}, 30)
+    track_query([logger], outcome_of())
     assert logger.points == []
+
+
+def test_a_logger_may_have_a_tracker_of_its_own():
+    class ShowingLogger(MemoryLogger):
+        """A logger that can show more than numbers."""
+
+    queries = []
+
+    class ShowingTracker(MetricsTracker):
+        def log_query(self, summary):
+            queries.append(summary)
+
+    tracker_for.register(ShowingLogger, ShowingTracker)
+    shows, plain, summary = ShowingLogger(), MemoryLogger(), outcome_of()
+    track_query([shows, plain], summary)
+    assert queries == [summary]
+    assert shows.points == plain.points != []
+    assert type(tracker_for(plain)) is MetricsTracker
 
 
 def test_a_logger_that_fails_costs_one_warning_and_no_cycle(tmp_path):
@@ -119,14 +139,14 @@ class QuietClassifier(ToyClassifier):
 
 
 def test_what_is_interrupted_by_a_person_is_not_sheltered():
-    with pytest.raises(KeyboardInterrupt), sheltered("It"):
+    with pytest.raises(KeyboardInterrupt), warn_on_failure("It"):
         raise KeyboardInterrupt
 
 
 def test_a_csv_file_is_complete_after_each_point(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=100)
     for labeled in (10, 20):
-        log_at([logger], {"al/x": labeled / 4}, labeled)
+        tracker_for(logger).log_metrics({"al/x": labeled / 4}, labeled)
         rows = read_csv(tmp_path / "metrics.csv")
         assert rows[-1] == {"al/x": str(labeled / 4), "al/labeled": str(labeled), "step": str(labeled)}
     assert len(rows) == 2
@@ -194,18 +214,18 @@ def test_without_a_counter_to_set_a_warning_says_that_curves_overlap(tmp_path):
     other_version = make_trainer()
     other_version.fit_loop = SimpleNamespace(epoch_loop=object())
     with pytest.warns(UserWarning, match="counts its steps elsewhere, so the curves of cycles overlap"):
-        Tracker(RunFolder(tmp_path), {}, {}).begin_cycle(other_version, 1)
+        CycleTracker(RunFolder(tmp_path), {}, {}).begin_cycle(other_version, 1)
 
 
 def test_versions_and_hardware_are_noted_once_and_again_when_they_change(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=2, run_dir=tmp_path)
-    (first,) = folder.read_notes()["environments"]
+    (first,) = read_notes(folder.notes_file).environments
     assert first["cycle"] == 0
     assert (first["torch"], first["device"]) == (torch.__version__.split("+")[0], "cpu")
     monkeypatch.setattr("lightning_al.tracking.cycle_tracker.environment_of", lambda trainer: {"torch": "changed"})
     run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=3, run_dir=tmp_path)
-    assert folder.read_notes()["environments"] == [first, {"cycle": 2, "torch": "changed"}]
+    assert read_notes(folder.notes_file).environments == [first, {"cycle": 2, "torch": "changed"}]
 
 
 # ---------------------------------------------------------------- targets

@@ -21,10 +21,11 @@ from lightning_al import (
     RandomAcquisition,
     run_cycles,
 )
+from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.functional import redundancy
 from lightning_al.numerics.seeding import seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
-from lightning_al.tracking.query_summary import write_outcome
+from lightning_al.tracking.summary_files import write_summary
 from tests.digits import DigitsClassifier, digits, fit
 from tests.runs import make_data, maker, weights_of
 
@@ -32,52 +33,51 @@ from tests.runs import make_data, maker, weights_of
 @pytest.fixture
 def seen(monkeypatch):
     """Catch what every query tells."""
-    outcomes = []
+    summaries = []
     monkeypatch.setattr(
-        "lightning_al.acquisition.contract.track_query", lambda loggers, outcome, folder: outcomes.append(outcome)
+        "lightning_al.acquisition.procedure.track_query", lambda loggers, summary, folder: summaries.append(summary)
     )
-    return outcomes
+    return summaries
 
 
-def told(strategy, folder, **options):
-    strategy.picked_folder = folder / "picked"
-    return fit(strategy, **options)
+def fit_with_preview(strategy, folder, **options):
+    return fit(strategy, QueryOptions(preview_dir=folder / "picked"), **options)
 
 
 def test_the_picks_of_digits(seen, tmp_path):
-    done = told(EntropyAcquisition(40), tmp_path)
-    (outcome,) = seen
+    done = fit_with_preview(EntropyAcquisition(40), tmp_path)
+    (summary,) = seen
     images, classes = digits()[done.picks]
     net = done.model.net
     with torch.no_grad():
         logits, features = net(images), net[:2](images)
         candidates, _ = digits()[sorted({*done.pool.unlabeled, *done.picks})]
         probs = net(candidates).softmax(1)
-    assert [pick.index for pick in outcome.shown] == done.picks[:32]
-    assert [pick.rank for pick in outcome.shown] == list(range(32))
-    assert [pick.predicted for pick in outcome.shown] == logits.argmax(1).tolist()[:32]
-    assert [pick.label for pick in outcome.shown] == classes.tolist()[:32]
-    assert [pick.score for pick in outcome.shown] == done.query.scores[:32]
-    assert outcome.figures["candidates"] == 800
-    assert outcome.figures["redundancy"] == pytest.approx(float(redundancy(features)), abs=1e-5)
+    assert [pick.index for pick in summary.picks] == done.picks[:32]
+    assert [pick.rank for pick in summary.picks] == list(range(32))
+    assert [pick.predicted for pick in summary.picks] == logits.argmax(1).tolist()[:32]
+    assert [pick.label for pick in summary.picks] == classes.tolist()[:32]
+    assert [pick.score for pick in summary.picks] == done.query.scores[:32]
+    assert summary.metrics["candidates"] == 800
+    assert summary.metrics["redundancy"] == pytest.approx(float(redundancy(features)), abs=1e-5)
     counts = Counter(classes.tolist())
-    assert {name: n for name, n in outcome.figures.items() if name.startswith("label/")} == {
+    assert {name: n for name, n in summary.metrics.items() if name.startswith("label/")} == {
         f"label/{label}": n for label, n in counts.items()
     }
     shares = np.array(list(counts.values())) / 40
-    assert outcome.figures["label_entropy"] == pytest.approx(float(-(shares * np.log(shares)).sum()))
-    assert len(outcome.scores) == 800
-    assert outcome.scores.max() == pytest.approx(done.query.scores[0])
-    assert outcome.scores.max() <= torch.special.entr(probs).sum(1).max() + 1e-5
+    assert summary.metrics["label_entropy"] == pytest.approx(float(-(shares * np.log(shares)).sum()))
+    assert len(summary.candidate_scores) == 800
+    assert summary.candidate_scores.max() == pytest.approx(done.query.scores[0])
+    assert summary.candidate_scores.max() <= torch.special.entr(probs).sum(1).max() + 1e-5
 
 
 def test_quantiles_are_those_of_all_candidates(seen, tmp_path):
-    told(EntropyAcquisition(40), tmp_path)
-    (outcome,) = seen
-    expected = np.quantile(outcome.scores.double().numpy(), np.linspace(0, 1, 21), method="nearest")
-    np.testing.assert_allclose(outcome.quantiles, expected, rtol=0.02)
-    assert outcome.quantiles[0] == outcome.scores.min()
-    assert outcome.quantiles[-1] == outcome.scores.max()
+    fit_with_preview(EntropyAcquisition(40), tmp_path)
+    (summary,) = seen
+    expected = np.quantile(summary.candidate_scores.double().numpy(), np.linspace(0, 1, 21), method="nearest")
+    np.testing.assert_allclose(summary.quantiles, expected, rtol=0.02)
+    assert summary.quantiles[0] == summary.candidate_scores.min()
+    assert summary.quantiles[-1] == summary.candidate_scores.max()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_looking_changes_nothing(strategy, seen, tmp_path):
     twin = copy.copy(strategy)  # without a folder, so nobody looks
     states, models = [], (DigitsClassifier(), DigitsClassifier())
     with seeded(0):
-        done = told(strategy, tmp_path, model=models[0])
+        done = fit_with_preview(strategy, tmp_path, model=models[0])
         states.append(torch.get_rng_state())
     with seeded(0):
         plain = fit(twin, model=models[1])
@@ -103,8 +103,8 @@ def test_looking_changes_nothing(strategy, seen, tmp_path):
     assert plain.picks == done.picks
     assert torch.equal(*states)
     assert all(torch.equal(a, b) for a, b in zip(weights_of(models[0]), weights_of(models[1]), strict=True))
-    (outcome,) = seen
-    assert outcome.scores is None or len(outcome.scores) == 800
+    (summary,) = seen
+    assert summary.candidate_scores is None or len(summary.candidate_scores) == 800
 
 
 class NoLinear(ToyClassifier):
@@ -138,8 +138,8 @@ class Regressor(LightningModule):
 def test_a_model_without_features_has_no_redundancy(seen, tmp_path):
     make = maker(lambda: EntropyAcquisition(5), model=NoLinear)
     run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
-    assert "redundancy" not in seen[0].figures
-    assert {pick.predicted for pick in seen[0].shown} <= set(range(4))
+    assert "redundancy" not in seen[0].metrics
+    assert {pick.predicted for pick in seen[0].picks} <= set(range(4))
 
 
 def test_a_regression_has_values_and_no_classes(seen, tmp_path):
@@ -147,14 +147,14 @@ def test_a_regression_has_values_and_no_classes(seen, tmp_path):
     data = ActiveLearningDataModule(TensorDataset(points, points.sum(1) + 0.5), initial_size=10, batch_size=8)
     make = maker(lambda: NoiseStabilityAcquisition(5, passes=2, output="identity"), model=Regressor)
     run_cycles(make, data, cycles=1, run_dir=tmp_path)
-    (outcome,) = seen
-    assert [pick.label for pick in outcome.shown] == [None] * 5
-    assert all(isinstance(pick.predicted, float) for pick in outcome.shown)
-    assert not any(name.startswith("label") for name in outcome.figures)
+    (summary,) = seen
+    assert [pick.label for pick in summary.picks] == [None] * 5
+    assert all(isinstance(pick.predicted, float) for pick in summary.picks)
+    assert not any(name.startswith("label") for name in summary.metrics)
 
 
 def test_a_sample_that_cannot_be_drawn_costs_a_warning_and_no_label(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_al.tracking.failures._told", set())
+    monkeypatch.setattr("lightning_al.tracking.failures._already_warned", set())
 
     def fail(sample):
         raise OSError("the picture is gone")
@@ -174,7 +174,9 @@ def test_a_run_keeps_what_was_picked(tmp_path):
     from examples.digits import DigitsDataModule
 
     data = ActiveLearningDataModule(DigitsDataModule(), initial_size=20, candidates=200)
-    run_cycles(maker(lambda: MarginAcquisition(10), model=Classifier), data, cycles=2, run_dir=tmp_path, shown=4)
+    run_cycles(
+        maker(lambda: MarginAcquisition(10), model=Classifier), data, cycles=2, run_dir=tmp_path, num_preview_samples=4
+    )
     for cycle in (0, 1):
         folder, labeling = tmp_path / f"cycle-{cycle:02d}" / "picked", data.pool.history[cycle + 1]
         with (folder / "picked.csv").open(newline="") as file:
@@ -186,21 +188,21 @@ def test_a_run_keeps_what_was_picked(tmp_path):
             assert int(row["label"]) == int(label)
             with Image.open(folder / row["file"]) as picture:
                 np.testing.assert_allclose(np.asarray(picture), scan[0] * 255, atol=0.51)
-        summary = json.loads((folder / "query.json").read_text())
-        assert summary["strategy"] == "MarginAcquisition"
-        assert summary["figures"]["candidates"] == 200
-        assert summary["quantiles"] == sorted(summary["quantiles"])
-        assert math.isclose(summary["quantiles"][-1], labeling.scores[0], rel_tol=1e-6)
+        query = json.loads((folder / "query.json").read_text())
+        assert query["strategy"] == "MarginAcquisition"
+        assert query["figures"]["candidates"] == 200
+        assert query["quantiles"] == sorted(query["quantiles"])
+        assert math.isclose(query["quantiles"][-1], labeling.scores[0], rel_tol=1e-6)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_texts_are_kept_and_an_old_folder_is_replaced(seen, tmp_path):
-    told(EntropyAcquisition(3), tmp_path)
-    (outcome,) = seen
-    said = [type(pick)(pick.index, pick.rank, None, None, None, 'a, "b"\nc') for pick in outcome.shown]
+    fit_with_preview(EntropyAcquisition(3), tmp_path)
+    (summary,) = seen
+    picks = [type(pick)(pick.index, pick.rank, None, None, None, 'a, "b"\nc') for pick in summary.picks]
     (tmp_path / "picked").mkdir()
     (tmp_path / "picked" / "old.png").touch()
-    write_outcome(type(outcome)(outcome.pool, {}, None, said), tmp_path / "picked")
+    write_summary(type(summary)(summary.pool, {}, None, picks), tmp_path / "picked")
     with (tmp_path / "picked" / "picked.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == ['a, "b"\nc'] * 3
@@ -208,13 +210,15 @@ def test_texts_are_kept_and_an_old_folder_is_replaced(seen, tmp_path):
     assert sorted(path.name for path in (tmp_path / "picked").iterdir()) == ["picked.csv", "query.json"]
 
 
-def test_nothing_is_shown_if_nobody_asks(tmp_path):
-    run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path, shown=0)
+def test_no_previews_are_kept_if_none_are_asked_for(tmp_path):
+    run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path, num_preview_samples=0)
     assert (tmp_path / "cycle-00" / "picked" / "picked.csv").read_text().splitlines() == [
         "index,rank,score,predicted,label,file,text"
     ]
-    with pytest.raises(ValueError, match=r"`run_cycles\(shown=-1\)`: expected a number of samples"):
-        run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path / "x", shown=-1)
+    with pytest.raises(ValueError, match=r"`run_cycles\(num_preview_samples=-1\)`: expected a number of samples"):
+        run_cycles(
+            maker(lambda: EntropyAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path / "x", num_preview_samples=-1
+        )
 
 
 def test_a_plain_trainer_without_loggers_looks_at_nothing(seen):

@@ -9,8 +9,10 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from lightning_al import EntropyAcquisition, RandomAcquisition, run_cycles
-from lightning_al.analysis.run_summary import summary_of
+from lightning_al.analysis.run_summary import summarize_run
+from lightning_al.storage.cycles_table import read_cycles
 from lightning_al.storage.run_folder import RunFolder
+from lightning_al.storage.tracking_notes import read_notes, update_notes
 from lightning_al.tracking import failures
 from lightning_al.tracking.wandb import STEPS_PER_PROCESS, run_id
 from tests.runs import make_data, maker
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def _quiet(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("lightning_al.tracking.failures._told", set())
+    monkeypatch.setattr("lightning_al.tracking.failures._already_warned", set())
 
 
 def start(*arguments, **environment):
@@ -59,7 +61,7 @@ def test_one_run_has_every_point_of_every_cycle(tmp_path):
     assert [(point["al/labeled"], point["al/pool"]) for point in queries] == [(10, 105), (15, 100), (20, 95)]
     assert all({"al/redundancy", "al/label_entropy", "al/score/pool/q50"} <= set(point) for point in queries)
     assert run.axes["al/*"] == "al/labeled"
-    for name, value in summary_of(records, target).items():
+    for name, value in summarize_run(read_cycles(tmp_path / "run" / "cycles.csv"), target).items():
         assert run.summary[f"al/{name}"] == pytest.approx(value)
     about = run.config["lightning_al"]
     assert about["target"] == target
@@ -70,13 +72,18 @@ def test_one_run_has_every_point_of_every_cycle(tmp_path):
 
 
 def picked(folder, cycle, index):
-    return RunFolder(folder).picked(cycle) / f"{index}.png"
+    return RunFolder(folder).preview_dir(cycle) / f"{index}.png"
 
 
 def test_the_picks_of_digits_become_tables_with_pictures(tmp_path):
     folder = tmp_path / "run"
     layers = [f"--config=configs/{name}.yaml" for name in ("digits", "strategies/margin", "wandb")]
-    options = ["--cycles=2", "--trainer.max_epochs=1", "--shown=3", f"--trainer.default_root_dir={folder}"]
+    options = [
+        "--cycles=2",
+        "--trainer.max_epochs=1",
+        "--num_preview_samples=3",
+        f"--trainer.default_root_dir={folder}",
+    ]
     finished = start("-m", "lightning_al", "fit", *layers, *options)
     assert finished.returncode == 0, finished.stderr
     run = only_run(folder)
@@ -96,7 +103,7 @@ def test_the_picks_of_digits_become_tables_with_pictures(tmp_path):
             with Image.open(files[row[-1]["path"]]) as picture, Image.open(picked(folder, cycle, row[0])) as kept:
                 assert picture.tobytes() == kept.tobytes()
     assert run.column("al/scores_table/nrows") == [60, 60]
-    assert run.run_id == json.loads((folder / "tracking.json").read_text())["wandb"]["id"]
+    assert run.run_id == json.loads((folder / "tracking.json").read_text())["logger_runs"]["wandb"]["id"]
 
 
 def test_a_run_that_died_goes_on_under_its_id(tmp_path):
@@ -104,7 +111,7 @@ def test_a_run_that_died_goes_on_under_its_id(tmp_path):
     assert died.returncode == 9, died.stderr
     finished = start("-m", "tests.wandb_run", str(tmp_path), "3")
     assert finished.returncode == 0, finished.stderr
-    notes = RunFolder(tmp_path / "run").read_notes()["wandb"]
+    notes = read_notes(RunFolder(tmp_path / "run").notes_file).logger_runs["wandb"]
     assert notes["processes"] == 2
     paths = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_ctime)
     assert {path.stem for path in paths} == {f"run-{notes['id']}"}
@@ -140,13 +147,14 @@ def test_online_a_server_gets_every_point_table_and_pool_from_two_processes(tmp_
 
 
 def test_an_id_stays_until_a_run_is_overwritten(tmp_path):
-    RunFolder(tmp_path).write_note("steps", [4])
+    notes_file = RunFolder(tmp_path).notes_file
+    update_notes(notes_file, steps=[4])
     first = run_id(tmp_path)
     assert first != run_id(tmp_path), "nothing was remembered yet"
-    RunFolder(tmp_path).write_note("wandb", {"id": first, "processes": 1})
+    update_notes(notes_file, logger_runs={"wandb": {"id": first, "processes": 1}})
     assert run_id(tmp_path) == first
     assert run_id(tmp_path, fresh=True) != first
-    assert RunFolder(tmp_path).read_notes()["steps"] == [4]
+    assert read_notes(notes_file).steps == [4]
 
 
 def test_disabled_wandb_is_no_trouble(tmp_path, monkeypatch):
@@ -154,7 +162,7 @@ def test_disabled_wandb_is_no_trouble(tmp_path, monkeypatch):
     logger = WandbLogger(project="test", save_dir=tmp_path)
     records = run_cycles(maker(lambda: EntropyAcquisition(5), logger=logger), make_data(), cycles=2, run_dir=tmp_path)
     assert [record["queried"] for record in records] == [5, 5]
-    assert not failures._told
+    assert not failures._already_warned
     logger.experiment.finish()
 
 

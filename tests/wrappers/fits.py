@@ -3,7 +3,7 @@
 from unittest import mock
 
 from lightning_al import ActiveLearningDataModule
-from lightning_al.numerics.seeding import Stream, make_generator, seeded
+from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.runs import make_trainer
 
@@ -40,4 +40,4 @@ def alone(acquisition, **options):
 
 
 def selection_generator(seed=0, cycle=0):
-    return make_generator(Stream.SELECTION, seed, cycle)
+    return make_generator(RandomStream.SELECTION, seed, cycle)

@@ -14,7 +14,7 @@ from lightning_al import (
     RandomSubset,
     StochasticBatch,
 )
-from lightning_al.numerics.seeding import Stream, make_generator
+from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.formulas.draws import assert_frequencies
 from tests.wrappers.fits import alone, fit, picks_of
@@ -40,7 +40,7 @@ def scored_by(acquisition, **options):
 
 
 def subset_of(indices, count, seed=0, cycle=0):
-    rows = torch.randperm(len(indices), generator=make_generator(Stream.NARROWING, seed, cycle))[:count]
+    rows = torch.randperm(len(indices), generator=make_generator(RandomStream.SUBSAMPLING, seed, cycle))[:count]
     return sorted(indices[row] for row in rows.tolist())
 
 
@@ -95,7 +95,7 @@ def test_every_candidate_is_as_likely_as_the_others():
     wrapper, indices = RandomSubset(1, MarginAcquisition, candidates=3), list(range(10, 20))
     counts = np.zeros(10)
     for cycle in range(1000):
-        part = wrapper.narrow(indices, 1, make_generator(Stream.NARROWING, 0, cycle))
+        part = wrapper.subsample_candidates(indices, 1, make_generator(RandomStream.SUBSAMPLING, 0, cycle))
         assert list(part) == sorted(set(part))
         counts[np.array(part) - 10] += 1
     assert_frequencies(counts, np.full(10, 0.1))
@@ -126,8 +126,8 @@ def test_only_what_may_be_picked_travels_between_processes():
     rows = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     for selection, travels in (("topk", True), ("power", False)):
         stability = partial(NoiseStabilityAcquisition, passes=3, selection=selection)
-        shortlist = RandomSubset(7, stability).shortlist(rows, 7)
-        assert torch.equal(shortlist, stability(7).shortlist(rows, 7)) if travels else shortlist is None
+        rows_to_gather = RandomSubset(7, stability).rows_to_gather(rows, 7)
+        assert torch.equal(rows_to_gather, stability(7).rows_to_gather(rows, 7)) if travels else rows_to_gather is None
 
 
 @pytest.mark.parametrize("candidates", [0, -1, 0.0, 1.5, True, float("nan")])

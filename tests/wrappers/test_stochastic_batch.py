@@ -126,5 +126,5 @@ def test_arguments_out_of_range_are_refused(options):
 def test_scores_travel_whole():
     """No process may keep what the noise could raise to the top."""
     wrapper = StochasticBatch(7, EntropyAcquisition)
-    assert wrapper.shortlist(torch.rand(50), 7) is None
-    assert EntropyAcquisition(7).shortlist(torch.rand(50), 7) is not None
+    assert wrapper.rows_to_gather(torch.rand(50), 7) is None
+    assert EntropyAcquisition(7).rows_to_gather(torch.rand(50), 7) is not None

@@ -160,11 +160,11 @@ def test_figures_of_the_other_acquisition_are_reported(caplog):
 def test_only_a_wrapper_that_leaves_the_choice_to_the_other_passes_its_shortlist_on(name):
     scores = torch.rand(50, generator=torch.Generator().manual_seed(0))
     wrapper = ONE_INSIDE[name](7, EntropyAcquisition)
-    shortlist = wrapper.shortlist(scores, 7)
+    rows_to_gather = wrapper.rows_to_gather(scores, 7)
     if isinstance(wrapper, RandomSubset):
-        assert set(shortlist.tolist()) == set(scores.topk(7).indices.tolist())
+        assert set(rows_to_gather.tolist()) == set(scores.topk(7).indices.tolist())
     else:
-        assert shortlist is None
+        assert rows_to_gather is None
 
 
 # ---------------------------------------------------------------- combined

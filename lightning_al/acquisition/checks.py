@@ -1,0 +1,59 @@
+"""What is refused before the first training step, since it could not be scored after the last."""
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_al.acquisition.query_options import QueryOptions
+from lightning_al.data.datamodule import ActiveLearningDataModule
+
+if TYPE_CHECKING:
+    from lightning_al.acquisition.contract import Acquisition
+
+SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+NO_BEST_WEIGHTS = (
+    "`{}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` saved any. Add one with "
+    "`monitor=`, or use ckpt='last'."
+)
+
+
+def check_before_training(acquisition: "Acquisition", trainer: Trainer, num_acquisitions: int) -> None:
+    """Raise if a fit of this trainer could not end in a query.
+
+    Args:
+        acquisition: The callback.
+        trainer: The trainer that is about to fit.
+        num_acquisitions: How many callbacks of the trainer would label.
+
+    Raises:
+        MisconfigurationException: Without an `ActiveLearningDataModule`; with a strategy that shards the module or
+            trains in processes of its own without a pool file; with a second acquisition; with ckpt="best" and no
+            `ModelCheckpoint`.
+
+    """
+    name = type(acquisition).__name__
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, ActiveLearningDataModule):
+        raise MisconfigurationException(
+            f"`{name}` needs an `ActiveLearningDataModule`, got {type(datamodule).__name__}: wrap your data, as in "
+            "`trainer.fit(model, ActiveLearningDataModule(MyDataModule(), initial_size=1000))`."
+        )
+    if isinstance(trainer.strategy, SHARDED_STRATEGIES):
+        raise MisconfigurationException(
+            f"`{name}` scores a clone of the whole module, which {type(trainer.strategy).__name__} keeps in shards "
+            'over the processes. Use strategy="ddp" or a single device.'
+        )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher) and datamodule.pool_file is None:
+        raise MisconfigurationException(
+            f"`{name}`: this strategy trains in processes of its own, from which labels come back only through a "
+            'file. Pass `ActiveLearningDataModule(pool_file="pool.json")`, or use strategy="ddp".'
+        )
+    if num_acquisitions > 1:
+        raise MisconfigurationException(
+            "Two acquisition callbacks would both label at fit end. Keep one, or wrap both in one strategy."
+        )
+    if QueryOptions.of(trainer).ckpt == "best" and trainer.checkpoint_callback is None:
+        raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))

@@ -1,0 +1,185 @@
+"""What happens when a fit ends: measure the candidates, select, label, and hand a summary to the trackers."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_al.acquisition.checks import NO_BEST_WEIGHTS
+from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.query_options import QueryOptions
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.model.checkpoint import load_weights
+from lightning_al.model.clone import scoring_clone
+from lightning_al.model.memory_format import prefer_channels_last
+from lightning_al.model.predictor import Predictor
+from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
+from lightning_al.scoring.progress import Progress
+from lightning_al.scoring.scoring_pass import ScoringPass
+from lightning_al.scoring.transfer import make_transfer
+from lightning_al.tracking.failures import warn_on_failure
+from lightning_al.tracking.query_metrics import track_query
+from lightning_al.tracking.query_summary import summarize_query
+
+if TYPE_CHECKING:
+    from lightning_al.acquisition.contract import Acquisition
+
+NUM_EXAMPLES = 64  # candidates that `prepare` sees, at most a batch of them
+
+
+def should_query(name: str, trainer: Trainer, trained: bool) -> bool:
+    """Return whether a fit that has ended should be followed by a query; say why if not.
+
+    Args:
+        name: The strategy, for the message.
+        trainer: The trainer that has just finished fitting.
+        trained: Whether it trained any batch.
+
+    """
+    datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    if not trained:
+        rank_zero_warn(
+            f"`{name}` labels nothing: this fit trained no batch (a finished trainer does not train again). Use a "
+            "fresh Trainer for every cycle, as `run_cycles` does."
+        )
+    elif datamodule.cycle < datamodule.pool.cycle:
+        rank_zero_info(f"{name}: cycle {datamodule.cycle} was queried before; nothing is labeled again.")
+    elif not datamodule.pool.num_unlabeled:
+        rank_zero_info(f"{name}: every sample is labeled; nothing is left to query.")
+    else:
+        return True
+    return False
+
+
+def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningModule) -> None:
+    """Score the candidates of this cycle, select, label, save the pool, and hand a summary to the trackers.
+
+    Args:
+        acquisition: A copy for this query, on which `prepare` may store what it likes.
+        trainer: The trainer that has just finished fitting, with its `QueryOptions`, if any.
+        module: Its module.
+
+    """
+    datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    options, pool, name = QueryOptions.of(trainer), datamodule.pool, type(acquisition).__name__
+    seed = datamodule.seed if acquisition.seed is None else acquisition.seed
+    size = acquisition.query_size
+    budget = size if isinstance(size, int) else max(1, round(size * pool.size))
+    candidates: Sequence[int] = datamodule.candidate_indices()
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        candidates = candidates[: budget + 1]
+    generator = make_generator(RandomStream.SUBSAMPLING, seed, pool.cycle)
+    candidates = acquisition.subsample_candidates(candidates, budget, generator)
+    started = time.perf_counter()
+    metrics: dict[str, float] = {}
+    pick_scores: list[float] | None = None
+    candidate_scores: Tensor | None = None
+    if budget >= len(candidates):  # nothing to choose, so nothing to measure
+        picks, scoring_ended = list(candidates), started
+    else:
+        with seeded(RandomStream.SCORING, seed, pool.cycle):
+            query = _measure(acquisition, trainer, module, candidates, budget, seed, options.ckpt)
+            scoring_ended = time.perf_counter()
+            picks = _check_picks(name, trainer.strategy.broadcast(acquisition.select(query)), query)
+            row_scores, candidate_scores = acquisition.score(query.pool), query.candidate_scores
+            pick_scores = None if row_scores is None else query.scores_of(picks, row_scores)
+            metrics = acquisition.metrics(query)
+    seconds = {"score": scoring_ended - started, "select": time.perf_counter() - scoring_ended}
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_info(f"{name}: `fast_dev_run` scored {len(candidates)} samples, and labels nothing.")
+        return
+    pool.label(picks, strategy=name, scores=pick_scores, seconds=seconds)
+    datamodule.save_pool()
+    if trainer.loggers or options.preview_dir:
+        with warn_on_failure("Looking at the picks"), seeded(RandomStream.TRACKING, seed, pool.cycle):
+            summary = summarize_query(
+                trainer,
+                module,
+                partial(_load_best, name, trainer, options.ckpt),
+                {"candidates": len(candidates), **metrics},
+                candidate_scores,
+                options.num_preview_samples,
+            )
+            track_query(trainer.loggers, summary, options.preview_dir)
+    text = "".join(f", {metric.replace('_', ' ')} {value:.4g}" for metric, value in metrics.items())
+    rank_zero_info(
+        f"{name}: labeled {len(picks)} of {len(candidates)} candidates in {sum(seconds.values()):.1f} s{text}; {pool}."
+    )
+
+
+@contextmanager
+def first_candidates(trainer: Trainer, module: LightningModule) -> Iterator[tuple[Predictor, Any]]:
+    """Clone the module before it is trained, to try it on a few candidates.
+
+    Args:
+        trainer: The trainer that is about to fit.
+        module: Its module.
+
+    Yields:
+        A predictor over the clone on the device, and a batch of the first candidates.
+
+    """
+    datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    indices = datamodule.pool.unlabeled[:NUM_EXAMPLES]
+    with seeded(RandomStream.SCORING, datamodule.seed), scoring_clone(trainer, module) as clone:
+        first = next(iter(datamodule.pool_dataloader(indices, shard=False)))
+        yield Predictor(clone), make_transfer(trainer, clone)(first.batch)
+
+
+def _measure(
+    acquisition: "Acquisition",
+    trainer: Trainer,
+    module: LightningModule,
+    candidates: Sequence[int],
+    budget: int,
+    seed: int,
+    ckpt: str,
+) -> Query:
+    """Return the measurements of the candidates, and of the labeled part if the strategy needs them."""
+    datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    cycle, name = datamodule.pool.cycle, type(acquisition).__name__
+    generator = make_generator(RandomStream.SELECTION, seed, cycle)
+    if not acquisition.needs_forward:
+        return Query(torch.empty(len(candidates), 0), candidates, budget, generator)
+    with scoring_clone(trainer, module) as clone:
+        _load_best(name, trainer, ckpt, clone)
+        progress, transfer = Progress(trainer), make_transfer(trainer, clone)
+        predictor = Predictor(clone, progress.report_pass)
+        first = next(iter(datamodule.pool_dataloader(candidates[:NUM_EXAMPLES], shard=False)))
+        context = QueryContext(predictor, transfer(first.batch), seed, cycle, len(candidates), budget)
+        prefer_channels_last(predictor, context.batch)
+        acquisition.prepare(context)
+        scoring = ScoringPass(
+            name, trainer, datamodule, transfer, partial(acquisition.measure_chunk, predictor), progress
+        )
+        rows_to_gather = partial(acquisition.rows_to_gather, budget=budget)
+        measured = scoring.run(candidates, rows_to_gather=rows_to_gather, score=acquisition.score)
+        labeled = sorted(datamodule.pool.labeled) if acquisition.needs_labeled else []
+        labeled_rows = scoring.run(labeled, part="labeled", ranked=False).rows if labeled else None
+    return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores)
+
+
+def _load_best(name: str, trainer: Trainer, ckpt: str, clone: LightningModule) -> None:
+    if ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
+        return
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path:
+        raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
+    load_weights(clone, path)
+
+
+def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:
+    if len(picks) != query.budget or len(set(picks)) != len(picks) or not set(picks) <= set(query.indices):
+        raise RuntimeError(
+            f"`{name}.select` must return {query.budget} distinct dataset indices of the query, got "
+            f"{len(picks)} ({len(set(picks))} distinct, {len(set(picks) - set(query.indices))} not in the query). "
+            "Turn rows of `query.pool` into indices with `query.pick(rows)`."
+        )
+    return [int(index) for index in picks]

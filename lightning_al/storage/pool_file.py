@@ -1,0 +1,101 @@
+"""The pool of a run, `pool.json`: which samples were labeled in which cycle, by which strategy."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.schema import DamagedFileError, from_mapping, load_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """One act of labeling: the samples that joined the labeled part together.
+
+    Attributes:
+        strategy: What chose them: `"initial"`, the class name of an acquisition, or whatever the caller says.
+        indices: Dataset indices, in the order in which they were picked.
+        scores: One score per index (larger means 'label first'), or None where the strategy has none.
+        seconds: How long the parts of the choice took, by name.
+
+    """
+
+    strategy: str
+    indices: list[int]
+    scores: list[float] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredLabeling(Labeling):
+    """A labeling as the file holds it, with its position.
+
+    Attributes:
+        cycle: The position in the history, so that a file put in another order is noticed.
+
+    """
+
+    cycle: int = -1
+
+
+@dataclass(frozen=True)
+class PoolFile:
+    """The content of `pool.json`.
+
+    Attributes:
+        schema_version: Version of this format.
+        size: Number of samples of the dataset.
+        fingerprint: Identifies the dataset; an empty string matches any.
+        history: Every labeling so far, in order.
+
+    """
+
+    schema_version: int
+    size: int
+    fingerprint: str
+    history: list[StoredLabeling]
+
+
+def write_pool(path: str | os.PathLike[str], size: int, fingerprint: str, history: Sequence[Labeling]) -> None:
+    """Write a pool as JSON, atomically, with one line per cycle: small enough to compare, and to read in an editor."""
+    head = {"schema_version": SCHEMA_VERSION, "size": size, "fingerprint": fingerprint}
+    entries = [
+        json.dumps({"cycle": cycle, **asdict(labeling)}, allow_nan=False) for cycle, labeling in enumerate(history)
+    ]
+    body = ",\n".join(f"  {entry}" for entry in entries)
+    write_atomically(path, f'{json.dumps(head)[:-1]},\n "history": [\n{body}\n]}}\n')
+
+
+def read_pool(path: str | os.PathLike[str]) -> PoolFile:
+    """Read a pool file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If the file is of another version, a field is missing or of another type, or the labelings
+            are out of order.
+
+    """
+    values = load_json(Path(path))
+    if isinstance(values, dict):  # first, since another version may have other fields
+        check_schema_version(values.get("schema_version"), os.fspath(path))
+    stored = from_mapping(PoolFile, values, os.fspath(path))
+    for cycle, labeling in enumerate(stored.history):
+        if labeling.cycle not in (cycle, -1):
+            raise DamagedFileError(
+                f"{os.fspath(path)}: `history[{cycle}].cycle` is {labeling.cycle}, expected {cycle}; restore the order "
+                "of its lines."
+            )
+    return stored
+
+
+def check_schema_version(version: object, source: str) -> None:
+    """Raise if a pool was stored in another format."""
+    if version != SCHEMA_VERSION:
+        raise DamagedFileError(
+            f"{source}: `schema_version` is {version!r}, expected {SCHEMA_VERSION}; use the version of lightning_al "
+            "that wrote it."
+        )

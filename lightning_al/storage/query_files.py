@@ -1,0 +1,81 @@
+"""What a query leaves for the report: `query.json` and `picked.csv`, with the media of the picks beside them."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.schema import from_mapping, read_json
+
+NUM_QUANTILES = 21  # 0, 5, ..., 100 %
+PLOTTED_QUANTILES = {"q05": 1, "q25": 5, "q50": 10, "q75": 15, "q95": 19}  # positions among 0, 5, ..., 100 %
+
+
+@dataclass(frozen=True)
+class QueryFile:
+    """The content of `query.json`.
+
+    Attributes:
+        strategy: The class of the acquisition.
+        figures: Metrics of the query by name.
+        quantiles: The 0, 5, ..., 100 % quantiles of the scores of all candidates; None where there are no scores.
+
+    """
+
+    strategy: str
+    figures: dict[str, float]
+    quantiles: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class PickRow:
+    """One row of `picked.csv`; what is unknown is empty.
+
+    Attributes:
+        index: Of the dataset.
+        rank: 0 for the first pick.
+        score: What the strategy measured.
+        predicted: The predicted class, or the value of a regression.
+        label: The class.
+        file: The name of a picture or recording in the same folder.
+        text: The sample, where it is a text.
+
+    """
+
+    index: str
+    rank: str
+    score: str = ""
+    predicted: str = ""
+    label: str = ""
+    file: str = ""
+    text: str = ""
+
+
+def write_query(folder: Path, query: QueryFile, picks: Sequence[PickRow]) -> None:
+    """Write both files into an existing folder."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=[column.name for column in fields(PickRow)])
+    writer.writeheader()
+    writer.writerows(asdict(pick) for pick in picks)
+    write_atomically(folder / "picked.csv", text.getvalue())
+    write_atomically(folder / "query.json", json.dumps(asdict(query), indent=1) + "\n")
+
+
+def read_query(folder: Path) -> tuple[QueryFile, list[PickRow]] | None:
+    """Read both files; return None where one is missing, since a report does without.
+
+    Raises:
+        DamagedFileError: If a file does not hold what `write_query` wrote, naming the file and the field.
+
+    """
+    try:
+        query = read_json(QueryFile, folder / "query.json")
+        with (folder / "picked.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return None
+    source = f"{folder / 'picked.csv'}, row "
+    return query, [from_mapping(PickRow, row, f"{source}{number}") for number, row in enumerate(rows, start=1)]

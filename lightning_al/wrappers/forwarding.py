@@ -1,0 +1,58 @@
+"""Hooks of Lightning that reach the acquisitions inside a wrapper, whatever they are called."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback
+
+from lightning_al.acquisition.contract import Acquisition
+
+WrapperT = TypeVar("WrapperT", bound=type[Acquisition])
+
+# the query itself is the wrapper's, and so are the properties of a callback
+_NOT_FORWARDED = ("on_fit_end", "state_key", "state_dict", "load_state_dict")
+FORWARDED_HOOKS = tuple(
+    name
+    for name, member in vars(Callback).items()
+    if callable(member) and not name.startswith("_") and name not in _NOT_FORWARDED
+)
+
+
+def forward_lightning_hooks(held: Callable[[Any], Sequence[Acquisition]]) -> Callable[[WrapperT], WrapperT]:
+    """Return a class decorator: each hook of Lightning runs on the wrapper, then on every acquisition that it holds.
+
+    Lightning calls the wrapper only, so an acquisition that needs a hook, today's or that of a later version, would
+    miss it inside a wrapper that forwards a list of names. States are saved and restored together.
+
+    Args:
+        held: Returns the acquisitions that an instance holds.
+
+    """
+
+    def decorate(wrapper: WrapperT) -> WrapperT:
+        for name in FORWARDED_HOOKS:
+            setattr(wrapper, name, _forwarded(getattr(wrapper, name), name, held))
+
+        def state_dict(self: Acquisition) -> dict[str, Any]:
+            states = [acquisition.state_dict() for acquisition in held(self)]
+            return {"held": states} if any(states) else {}
+
+        def load_state_dict(self: Acquisition, state_dict: dict[str, Any]) -> None:
+            for acquisition, state in zip(held(self), state_dict["held"], strict=True):
+                acquisition.load_state_dict(state)
+
+        setattr(wrapper, "state_dict", state_dict)  # noqa: B010  # mypy forbids assigning a method
+        setattr(wrapper, "load_state_dict", load_state_dict)  # noqa: B010
+        return wrapper
+
+    return decorate
+
+
+def _forwarded(hook: Callable[..., None], name: str, held: Callable[[Any], Sequence[Acquisition]]) -> Any:
+    def run(self: Acquisition, *args: Any, **kwargs: Any) -> None:
+        hook(self, *args, **kwargs)
+        for acquisition in held(self):
+            getattr(acquisition, name)(*args, **kwargs)
+
+    run.__name__, run.__doc__ = name, f"Run `{name}` of the wrapper, then of what it holds."
+    return run
