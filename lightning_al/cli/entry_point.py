@@ -26,8 +26,13 @@ class _Once(logging.Filter):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line; the working directory comes first on the import path, for the user's own classes."""
-    if args is None and sys.argv[1:2] == ["compare"]:  # it only starts `fit`s, so LightningCLI has no say in it
+    """Run the command line; the working directory comes first on the import path, for classes defined there.
+
+    Args:
+        args: The arguments, as LightningCLI takes them; None takes those of the process.
+
+    """
+    if args is None and sys.argv[1:2] == ["compare"]:  # it starts processes of `fit`, and needs no LightningCLI
         from lightning_al.cli.compare import main as compare
 
         sys.exit(compare(sys.argv[2:]))
@@ -38,9 +43,9 @@ def main(args: ArgsType = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
-    # Lightning's own use of torch, on which a user of this command has no influence
+    # raised by Lightning's use of torch, which no argument of this command changes
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     try:
         ActiveLearningCLI(args=args, parser_kwargs={"epilog": EPILOG})
-    except RunRefusedError as refusal:  # a sentence for a person; a traceback would bury it
+    except RunRefusedError as refusal:  # its message is complete; a traceback would hide it
         sys.exit(f"lightning-al: {refusal}")

@@ -19,7 +19,6 @@ from lightning_al.cli.child_runs import Run, check_settings, run_all
 from lightning_al.storage.completion import read_completions, write_completion
 from lightning_al.storage.run_folder import RunRefusedError
 
-ROOT = Path(__file__).parents[2]
 # Notes when it begins and ends, and does in between what the strategy file says after `do:`.
 PROGRAM = """\
 import fcntl, os, subprocess, sys, time
@@ -272,14 +271,19 @@ spec.loader.exec_module(module)
 start = lambda: module.start_process([sys.executable, "-c", sys.argv[2]], os.environ)
 module.run_processes([start, start], 2, print)
 """
-CHILD = (
-    "import fcntl, time; lock = open('lock', 'a'); fcntl.flock(lock, fcntl.LOCK_SH); open('events', 'a').write('x'); "
-)
+CHILD = """\
+import fcntl, time
+
+lock = open("lock", "a")
+fcntl.flock(lock, fcntl.LOCK_SH)
+open("events", "a").write("x")
+time.sleep(600)
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_killed_process_leaves_no_child_behind(tmp_path):
-    command = [sys.executable, "-c", PARENT, child_processes.__file__, CHILD + "time.sleep(600)"]
+    command = [sys.executable, "-c", PARENT, child_processes.__file__, CHILD]
     with subprocess.Popen(command, cwd=tmp_path) as parent:
         (tmp_path / "events").touch()
         wait_until(lambda: (tmp_path / "events").read_text() == "xx")
