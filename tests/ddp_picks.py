@@ -1,10 +1,11 @@
-"""What strategies pick on some number of processes; a script, because DDP starts its own processes.
+"""What strategies pick on some number of processes; a script, because DDP needs processes of its own.
 
-python -m tests.ddp_picks 2 picks.json
+python -m tests.ddp_picks 2 picks.json 7  # every seventh
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,13 +18,13 @@ from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.strategy_settings import SETTINGS, WRAPPERS
 
 
-def main(processes: int, path: Path) -> None:
-    picks = {
-        f"{strategy.__name__} {settings}": picks_of(strategy(query_size=15, **settings), processes)
+def main(processes: int, path: Path, every: int) -> None:
+    makers = {
+        f"{strategy.__name__} {settings}": partial(strategy, **settings)
         for strategy, cases in SETTINGS.items()
         for settings in cases
-    }
-    picks |= {name: picks_of(make(15), processes) for name, make in WRAPPERS}
+    } | dict(WRAPPERS)
+    picks = {name: picks_of(make(15), processes) for name, make in list(makers.items())[::every]}
     # of 20 candidates in batches of 32, the second of two processes has none
     picks["one batch"] = picks_of(strategies.EntropyAcquisition(5), processes, initial_size=100, batch_size=32)
     probe = StatisticsProbe()
@@ -109,4 +110,4 @@ class ScheduledClassifier(ToyClassifier):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

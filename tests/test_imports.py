@@ -1,8 +1,4 @@
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
+from tests.python_process import run_python
 
 BLOCK = """
 import sys
@@ -61,9 +57,7 @@ print(*sorted(name for name in sys.modules if "." not in name))
 
 
 def run(code, *arguments):
-    finished = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    finished = run_python("-c", code, *arguments)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.splitlines()
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ from examples.fashion_mnist import read_fashion_mnist
 from lightning_al import NoiseStabilityAcquisition
 from lightning_al.functional import noise_stability
 from tests.image_files import write_mnist
+from tests.sweep import sampled
 
 # advice and notes of Lightning and torch that a benchmark at toy size cannot follow
 pytestmark = [
@@ -57,7 +59,7 @@ def test_algorithm_1_as_written_gives_the_scores_of_the_library(modules):
     torch.testing.assert_close(scores, noise_stability(net, loader, passes=4, modules=modules), rtol=1e-3, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, ("small_cnn", "mlp")))
 def test_every_case_is_a_model_that_a_query_can_score(name, folder):
     case = CASES[name]
     pictures, labels = read_fashion_mnist(folder)
@@ -82,6 +84,7 @@ def test_speed_compares_with_algorithm_1_and_with_forward_passes(folder, tmp_pat
 
 
 def test_precision_compares_every_way_with_double_precision(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "SmallResNet", functools.partial(precision.SmallResNet, width=8))
     sizes = ("--pool", 60, "--train", 40, "--epochs", 1, "--most-passes", 4)
     figures = run(precision, tmp_path, monkeypatch, "--data", folder, *sizes)
     rows = figures["against float64, K = 10, magnitude 1e-3"]
@@ -101,7 +104,11 @@ def test_fidelity_compares_passes_and_directions_with_the_limit(folder, tmp_path
     assert figures["passes"]["1"]["overlap"]["0.25"] <= figures["passes"]["100"]["overlap"]["0.25"] <= 1
 
 
-def test_growth_measures_in_processes_of_their_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize("processes", [pytest.param(True, marks=pytest.mark.sweep), False])
+def test_growth_measures_in_processes_of_their_own(tmp_path, monkeypatch, processes):
+    if not processes:  # each imports torch, and one of them only to time that
+        monkeypatch.setattr(growth, "in_process", growth.scored)
+        monkeypatch.setattr(growth, "importing", lambda rounds: 1.0)
     query_sizes = ("--pools", 20, "--passes", "--budgets")
     sizes = ("--points", 60, "--picks", 5, "--samples", 1000, "--rounds", 1)
     monkeypatch.setitem(growth.BASE, "budget", 3)

@@ -1,30 +1,46 @@
-"""The scripts of `examples/` in processes of their own, as a newcomer starts them."""
+"""The scripts of `examples/` import; as a newcomer starts them, in processes of their own, they run in the sweep."""
 
 import ast
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.wandb_files import read_wandb
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "examples" / "active_learning.ipynb"
+EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "active_learning.ipynb"
+# quickstart.py runs as it is imported, and test_docs.py runs it
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted(EXAMPLES.rglob("*.py"))
+    if path.name not in ("__init__.py", "quickstart.py")
+]
 
 
 def start(script, *arguments, folder):
-    own = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
-    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    finished = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_every_example_imports_and_says_how_to_start_it(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    if hasattr(module, "main"):
+        assert re.search(r"^ +(python|lightning-al|PYTHONPATH)\b.*", module.__doc__, re.M)
+
+
+@pytest.mark.sweep
 def test_wandb_cycles_leave_a_run_that_can_be_uploaded_and_continued(tmp_path):
     printed = start("wandb_cycles.py", "--cycles", 2, "--epochs", 2, folder=tmp_path)
     assert re.findall(r"^ *(\d+) labels: 0\.\d{3}$", printed, re.M) == ["20", "40"]
@@ -39,13 +55,21 @@ def test_wandb_cycles_leave_a_run_that_can_be_uploaded_and_continued(tmp_path):
     assert runs == {f"run-{run.run_id}"}
 
 
+def test_a_strategy_of_your_own_keeps_the_promises():
+    from examples.custom_strategy import InformationDensityAcquisition
+    from lightning_al.testing import check_acquisition
+
+    check_acquisition(lambda: InformationDensityAcquisition(5))
+
+
+@pytest.mark.sweep
 def test_a_strategy_of_your_own_is_checked_and_runs(tmp_path):
     checked, entropy, density = start("custom_strategy.py", folder=tmp_path).splitlines()
     assert checked == "InformationDensityAcquisition keeps the promises of a strategy."
-    found = [re.findall(r"(\d+): (0\.\d+)", line) for line in (entropy, density)]
-    assert [[labels for labels, _ in curve] for curve in found] == [["20", "40", "60", "80"]] * 2
-    assert found[0][0] == found[1][0], "both begin with the same labels and the same network"
-    assert found[0][1:] != found[1][1:]
+    curves = [re.findall(r"(\d+): (0\.\d+)", line) for line in (entropy, density)]
+    assert [[labels for labels, _ in curve] for curve in curves] == [["20", "40", "60", "80"]] * 2
+    assert curves[0][0] == curves[1][0], "both begin with the same labels and the same network"
+    assert curves[0][1:] != curves[1][1:]
 
 
 def test_information_density_is_the_formula_of_the_paper():
@@ -61,7 +85,8 @@ def test_information_density_is_the_formula_of_the_paper():
     torch.testing.assert_close(scores, uncertain * similar.mean(1) ** 2)
 
 
-def test_your_own_model_and_data_run_unchanged(tmp_path):
+@pytest.mark.sweep
+def test_your_own_model_and_data_run(tmp_path):
     printed = start("custom_model_and_data.py", folder=tmp_path).splitlines()
     assert [line.split("  ")[0].strip() for line in printed] == ["random", "noise stability"]
     for line in printed:
@@ -69,19 +94,27 @@ def test_your_own_model_and_data_run_unchanged(tmp_path):
         assert [labels for labels, _ in errors] == ["20", "40", "60", "80", "100"]
         # the standard deviation of the target is 77, its mean absolute deviation 66
         assert float(errors[-1][1]) < 60
-    source = (ROOT / "examples" / "custom_model_and_data.py").read_text(encoding="utf-8")
+
+
+def test_your_own_model_and_data_know_nothing_of_active_learning():
+    source = (EXAMPLES / "custom_model_and_data.py").read_text(encoding="utf-8")
     theirs = source.split("# ----------------------------------------------------------------")[1]
     names = {node.id for node in ast.walk(ast.parse(theirs.partition("\n")[2])) if isinstance(node, ast.Name)}
     assert names
     assert not [name for name in names if "Acquisition" in name or "ActiveLearning" in name]
 
 
+@pytest.mark.sweep
 # what Jupyter says about its own sockets and paths
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning")
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
     for cell in notebook.cells:  # fewer epochs, and nothing else
         cell.source = cell.source.replace("max_epochs=50", "max_epochs=3")
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
@@ -96,14 +129,15 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_the_notebook_is_kept_as_it_was_run():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert str(ROOT) not in NOTEBOOK.read_text(encoding="utf-8")
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    code = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    for number, cell in enumerate(code):
+        compile("".join(cell["source"]), f"cell {number}", "exec")
+    assert str(ROOT) not in text
 
 
 def test_the_table_of_examples_names_them_all():
-    table = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    files = [path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")]
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]
     assert [name for name in files if f"({name})" not in table and name != "__init__.py"] == []
