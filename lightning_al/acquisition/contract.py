@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_al.acquisition.checks import check_before_training
+from lightning_al.acquisition.checks import check_before_training, check_size
 from lightning_al.acquisition.procedure import run_query, should_query
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.ranking import top_k
@@ -42,14 +42,13 @@ class Acquisition(Callback, ABC):
     """Seed of the strategy; None takes the datamodule's."""
 
     def __init__(self, query_size: int | float) -> None:
-        fits = 0 < query_size <= 1 if isinstance(query_size, float) else query_size >= 1
-        if isinstance(query_size, bool) or not fits:
-            raise ValueError(
-                f"`{type(self).__name__}(query_size={query_size!r})`: expected a number of samples (int, at least 1) "
-                "or a share of the dataset (float in (0, 1])."
-            )
-        self.query_size = query_size
+        self.query_size = check_size(f"`{type(self).__name__}(query_size={query_size!r})`", query_size, "the dataset")
         self._trained = False
+
+    def budget(self, dataset_size: int) -> int:
+        """Return how many samples a query labels, for a dataset of so many."""
+        size = self.query_size
+        return size if isinstance(size, int) else max(1, round(size * dataset_size))
 
     def copy_for_query(self) -> Self:
         """Return a copy that lives for one query, so that nothing `prepare` stores outlives it or must be cleared."""

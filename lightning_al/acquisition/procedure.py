@@ -70,8 +70,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
     options, pool, name = QueryOptions.of(trainer), datamodule.pool, type(acquisition).__name__
     seed = datamodule.seed if acquisition.seed is None else acquisition.seed
-    size = acquisition.query_size
-    budget = size if isinstance(size, int) else max(1, round(size * pool.size))
+    budget = acquisition.budget(pool.size)
     candidates: Sequence[int] = datamodule.candidate_indices()
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         candidates = candidates[: budget + 1]

@@ -1,26 +1,25 @@
 """All cycles: the for loop around fit and test, what a cycle starts from, and the run folder."""
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query_options import QueryOptions
+from lightning_al.cycles.one_cycle import keep_checkpoints_in, run_cycle
 from lightning_al.cycles.reset import Reset, ResetPolicy
 from lightning_al.cycles.run_settings import check_pool_file, collect_settings
 from lightning_al.data.datamodule import ActiveLearningDataModule
-from lightning_al.model.checkpoint import load_weights
 from lightning_al.numerics.seeding import RandomStream, derive_seed
 from lightning_al.storage.cycles_table import CycleRecord, CycleRow
 from lightning_al.storage.run_folder import RunFolder
+from lightning_al.storage.run_lock import locked_run
 from lightning_al.tracking.console import format_cycle, format_table
 from lightning_al.tracking.cycle_tracker import CycleTracker
 from lightning_al.tracking.target_results import format_target_results
@@ -106,13 +105,37 @@ def run_cycles(
         config = collect_settings(acquisition_callback(example), datamodule, policy, ckpt) if config is None else config
     folder = RunFolder(Path(run_dir))
     check_pool_file(datamodule, folder, overwrite)
-    # `overwrite` does not look into the folder, which another process may be about to set aside
+    options = QueryOptions(ckpt, num_preview_samples)
+    with locked_run(folder.path):
+        try:
+            records = _run(
+                make, datamodule, folder, cycles, policy, options, config, may_change, overwrite, target or {}
+            )
+        finally:  # also after an exception, or a later fit would train on the labels of this cycle
+            datamodule.begin_cycle(None)
+    return [record.to_row() for record in records]
+
+
+def _run(
+    make: Callable[[int], tuple[Trainer, LightningModule]],
+    datamodule: ActiveLearningDataModule,
+    folder: RunFolder,
+    cycles: int,
+    policy: ResetPolicy,
+    options: QueryOptions,
+    config: Mapping[str, Any],
+    may_change: Collection[str],
+    overwrite: bool,
+    target: Mapping[str, float],
+) -> list[CycleRecord]:
+    """Run the cycles that are not finished; arguments as for `run_cycles`."""
+    # `overwrite` does not look into the folder, which another process of the group may be about to set aside
     records = [] if overwrite else folder.read_records()
     datamodule.pool_file = folder.pool_file
     if not overwrite:
         folder.check_config(config, may_change, finished=len(records))
         datamodule.reload_pool()
-    tracker = CycleTracker(folder, config, target or {})
+    tracker = CycleTracker(folder, config, target)
     for cycle in range(len(records), cycles):
         if records and not records[-1].queried and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
@@ -122,26 +145,26 @@ def run_cycles(
         acquisition_callback(trainer)  # raises if there is none
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
-            return [_run_cycle(trainer, model, datamodule, cycle, "last").to_row()]
+            return [run_cycle(trainer, model, datamodule, cycle, "last")]
         if overwrite and cycle == 0:
             folder.set_aside()
         folder.write_config(config)
-        trainer.callbacks.append(QueryOptions(ckpt, num_preview_samples, folder.preview_dir(cycle)))  # type: ignore[attr-defined]
-        _keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
+        query_options = replace(options, preview_dir=folder.preview_dir(cycle))
+        trainer.callbacks.append(query_options)  # type: ignore[attr-defined]
+        keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
         policy.apply(model, folder.weights(cycle - 1) if cycle else None)
         datamodule.begin_cycle(cycle)
         tracker.begin_cycle(trainer, cycle)
-        records.append(_run_cycle(trainer, model, datamodule, cycle, ckpt))
+        records.append(run_cycle(trainer, model, datamodule, cycle, options.ckpt))
         if policy.needs_previous:
             folder.write_weights(cycle, model)
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
         tracker.end_cycle(trainer, records)
         rank_zero_info(format_cycle(records[-1].to_row()))
-    datamodule.begin_cycle(None)
     rows = [record.to_row() for record in records]
-    rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target or {})]))
-    return rows
+    rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target)]))
+    return records
 
 
 def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:
@@ -153,39 +176,6 @@ def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:
         raise ValueError(
             f"`run_cycles(num_preview_samples={num_preview_samples})`: expected a number of samples, 0 for none."
         )
-
-
-def _run_cycle(
-    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, ckpt: str
-) -> CycleRecord:
-    started = time.perf_counter()
-    trainer.fit(model, datamodule)
-    fit_seconds = time.perf_counter() - started
-    datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
-    if ckpt == "best":
-        load_weights(model, getattr(trainer.checkpoint_callback, "best_model_path", ""))
-    metrics: Mapping[str, float] = {}
-    if is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model):
-        metrics = trainer.test(model, datamodule=datamodule, verbose=False)[0]
-    labelings = datamodule.pool.history
-    query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None
-    seconds = query.seconds if query else {}
-    score_seconds, select_seconds = seconds.get("score", 0.0), seconds.get("select", 0.0)
-    return CycleRecord(
-        cycle=cycle,
-        labeled=len(datamodule.pool.labeled_by(cycle)),
-        queried=len(query.indices) if query else 0,
-        metrics={name: float(value) for name, value in metrics.items()},
-        fit_seconds=max(fit_seconds - score_seconds - select_seconds, 0.0),
-        score_seconds=score_seconds,
-        select_seconds=select_seconds,
-    )
-
-
-def _keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(folder)
 
 
 def acquisition_callback(trainer: Trainer) -> Acquisition:

@@ -63,10 +63,11 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         return (inputs,), {}
     if isinstance(inputs, (list, tuple)) and len(inputs) >= len(required):
         return tuple(inputs[: len(required)]), {}
-    if len(batch) >= len(required):  # forward takes the targets too, as in teacher forcing
+    if len(batch) > len(required):  # the last entry is the target
         return tuple(batch[: len(required)]), {}
     raise TypeError(
-        f"`{type(module).__name__}.forward` needs {required}, but the batch is a {describe(batch)}. {THREE_WAYS_OUT}"
+        f"`{type(module).__name__}.forward` needs {required}, but the batch is a {describe(batch)}, whose last entry "
+        f"is the target: labels of the pool are never passed to a model. {THREE_WAYS_OUT}"
     )
 
 
@@ -85,8 +86,6 @@ def _from_mapping(
     required = _required(parameters)
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     named = {parameter.name: inputs[parameter.name] for parameter in parameters if parameter.name in inputs}
-    if named:  # forward may take the targets too, as in teacher forcing
-        named.update({name: batch[name] for name in required if name in batch})
     if (named or takes_any) and set(required) <= set(named):
         return (), {**inputs, **named} if takes_any else named
     if parameters and parameters[0].name in WHOLE_BATCH:

@@ -137,6 +137,10 @@ class ActiveLearningDataModule(LightningDataModule):
         """The cycle whose labels `train_dataloader` gives: the pool's, unless `begin_cycle` named another."""
         return self.pool.cycle if self._cycle is None else self._cycle
 
+    def is_queried(self, cycle: int) -> bool:
+        """Return whether the query at the end of a cycle has labeled already, in this process or an earlier one."""
+        return self._pool is not None and self._pool.cycle > cycle
+
     def begin_cycle(self, cycle: int | None) -> None:
         """Train on the labels of this cycle, even if later ones are there already; None follows the pool."""
         self._cycle = cycle

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_al.acquisition.checks import check_size
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 
@@ -37,13 +38,7 @@ class RandomSubset(Wrapper):
         self, query_size: int | float, acquisition: AcquisitionFactory, candidates: int | float = 10_000
     ) -> None:
         super().__init__(query_size, acquisition)
-        fits = 0 < candidates <= 1 if isinstance(candidates, float) else candidates >= 1
-        if isinstance(candidates, bool) or not fits:
-            raise ValueError(
-                f"`RandomSubset(candidates={candidates!r})`: expected a number of samples (int, at least 1) or a share "
-                "of the candidates (float in (0, 1])."
-            )
-        self.candidates = candidates
+        self.candidates = check_size(f"`RandomSubset(candidates={candidates!r})`", candidates, "the candidates")
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Draw the part."""

@@ -85,6 +85,14 @@ def same(found, expected):
 # ---------------------------------------------------------------- batches
 
 
+@pytest.mark.parametrize("batch", [(X, Y), ({"image": X}, Y), {"image": X, "target": Y}])
+def test_labels_of_the_pool_are_never_passed_to_a_model(batch):
+    with pytest.raises(
+        TypeError, match=r"(labels of the pool are never passed|Cannot tell which entry).*acquisition_step"
+    ):
+        received(TakesTargets(), batch)
+
+
 @pytest.mark.parametrize(
     ("module", "batch", "expected"),
     [
@@ -103,10 +111,7 @@ def same(found, expected):
         (TakesTwo(), ((X, MASK), Y), {"left": X, "right": MASK}),
         (TakesTwo(), ([X, MASK], Y), {"left": X, "right": MASK}),
         (TakesTwo(), (X, MASK, Y), {"left": X, "right": MASK}),
-        (TakesTargets(), (X, Y), {"image": X, "target": Y}),
-        (TakesTargets(), {"image": X, "target": Y}, {"image": X, "target": Y}),
         (TakesTwo(), ({"left": X, "right": MASK}, Y), {"left": X, "right": MASK}),
-        (TakesTargets(), ({"image": X}, Y), {"image": {"image": X}, "target": Y}),
         (Recorder(), ({"image": X}, Y), {"x": X}),
         # mappings: the names of forward, the usual names, a single entry
         (Recorder(), {"x": X, "y": Y}, {"x": X}),

@@ -1,0 +1,78 @@
+"""One cycle: a fit that ends in a query, then a test."""
+
+import signal
+import time
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.model.checkpoint import load_weights
+from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRecord
+
+
+def run_cycle(
+    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, ckpt: str
+) -> CycleRecord:
+    """Fit and test.
+
+    Args:
+        trainer: A fresh trainer with an acquisition callback.
+        model: A fresh model, with the weights that the cycle starts from.
+        datamodule: Set to this cycle.
+        cycle: The number of the cycle.
+        ckpt: Which weights are tested: `"last"` or `"best"`.
+
+    Returns:
+        The record of the cycle. Seconds of a query that an earlier process made are not taken off this fit.
+
+    Raises:
+        SystemExit: With status 143 if the process was asked to end (SIGTERM); the run folder is complete.
+
+    """
+    was_queried = datamodule.is_queried(cycle)
+    started = time.perf_counter()
+    try:
+        trainer.fit(model, datamodule)
+    except SIGTERMException as termination:
+        # which would end the process with status 0, as if the run were finished
+        raise SystemExit(128 + signal.SIGTERM) from termination
+    fit_seconds = time.perf_counter() - started
+    datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
+    if ckpt == "best":
+        load_weights(model, getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    metrics = _test(trainer, model, datamodule)
+    labelings = datamodule.pool.history
+    query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None
+    seconds = query.seconds if query else {}
+    score_seconds, select_seconds = seconds.get("score", 0.0), seconds.get("select", 0.0)
+    query_seconds = 0.0 if was_queried else score_seconds + select_seconds
+    return CycleRecord(
+        cycle=cycle,
+        labeled=len(datamodule.pool.labeled_by(cycle)),
+        queried=len(query.indices) if query else 0,
+        metrics=metrics,
+        fit_seconds=max(fit_seconds - query_seconds, 0.0),
+        score_seconds=score_seconds,
+        select_seconds=select_seconds,
+    )
+
+
+def _test(trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule) -> dict[str, float]:
+    """Return the test metrics of all test loaders; Lightning marks those of several by the number of the loader."""
+    if not (is_overridden("test_dataloader", datamodule) and is_overridden("test_step", model)):
+        return {}
+    results = trainer.test(model, datamodule=datamodule, verbose=False)
+    metrics = {name: float(value) for result in results for name, value in result.items()}
+    # a column of the table keeps its meaning, whatever a metric is called
+    return {f"test/{name}" if name in BOOKKEEPING else name: value for name, value in metrics.items()}
+
+
+def keep_checkpoints_in(folder: Path, trainer: Trainer) -> None:
+    """Set the folder of the trainer's checkpoints where the user set none."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder)

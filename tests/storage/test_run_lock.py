@@ -1,0 +1,53 @@
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_al.storage.run_folder import RunRefusedError
+from lightning_al.storage.run_lock import locked_run
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from lightning_al.storage.run_lock import locked_run
+with locked_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_with_the_name_of_the_first_and_a_dead_one_holds_nothing(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(RunRefusedError, match=rf"belongs to process {holder.pid} on {socket.gethostname()}\. Wait"),
+            locked_run(folder),
+        ):
+            pytest.fail("the lock is held")
+        with locked_run(tmp_path / "runs" / "two"):  # another folder is another run
+            pass
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    with locked_run(folder):
+        pass
+
+
+def test_the_lock_is_released_after_an_error_and_leaves_the_folder_alone(tmp_path):
+    with pytest.raises(OSError, match="disk"), locked_run(tmp_path / "run"):
+        raise OSError("disk")
+    with locked_run(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()
+
+
+def test_other_processes_of_the_group_need_no_lock(tmp_path, monkeypatch):
+    with locked_run(tmp_path / "run"):
+        monkeypatch.setattr("lightning_al.storage.run_lock.rank_zero_only.rank", 1)
+        with locked_run(tmp_path / "run"):
+            pass
