@@ -4,11 +4,13 @@ import logging
 import os
 import sys
 import warnings
-
-from lightning.pytorch.cli import ArgsType
+from typing import TYPE_CHECKING
 
 from lightning_al.cli.fit import EPILOG, ActiveLearningCLI
 from lightning_al.storage.run_folder import RunRefusedError
+
+if TYPE_CHECKING:  # it imports jsonargparse, whose absence `fit` explains
+    from lightning.pytorch.cli import ArgsType
 
 
 class _Once(logging.Filter):
@@ -25,7 +27,7 @@ class _Once(logging.Filter):
         return new
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: "ArgsType" = None) -> None:
     """Run the command line; the working directory comes first on the import path, for classes defined there.
 
     Args:
