@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_al.acquisition.agreement import check_agreement
 from lightning_al.acquisition.checks import check_before_training, check_size
 from lightning_al.acquisition.procedure import run_query, should_query
 from lightning_al.acquisition.query import Query, QueryContext
@@ -107,6 +108,7 @@ class Acquisition(Callback, ABC):
         if stage == "fit":
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             check_before_training(self, trainer, sum(isinstance(callback, Acquisition) for callback in callbacks))
+            check_agreement(trainer, trainer.datamodule)  # type: ignore[attr-defined]
             self._trained = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_al.acquisition.agreement import check_agreement
 from lightning_al.acquisition.checks import NO_BEST_WEIGHTS
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.query_options import QueryOptions
@@ -68,6 +69,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    check_agreement(trainer, datamodule)
     options, pool, name = QueryOptions.of(trainer), datamodule.pool, type(acquisition).__name__
     seed = datamodule.seed if acquisition.seed is None else acquisition.seed
     budget = acquisition.budget(pool.size)

@@ -75,13 +75,13 @@ class Query:
             A query without these candidates.
 
         """
-        picked, gone = set(picks), {*picks, *others}
-        stay = torch.tensor([index not in gone for index in self.indices], dtype=torch.bool)
-        taken = self.pool[torch.tensor([index in picked for index in self.indices], dtype=torch.bool)]
+        picked, excluded = set(picks), {*picks, *others}
+        remaining = torch.tensor([index not in excluded for index in self.indices], dtype=torch.bool)
+        picked_rows = self.pool[torch.tensor([index in picked for index in self.indices], dtype=torch.bool)]
         return replace(
             self,
-            pool=self.pool[stay],
-            indices=[index for index in self.indices if index not in gone],
+            pool=self.pool[remaining],
+            indices=[index for index in self.indices if index not in excluded],
             budget=budget,
-            labeled=None if self.labeled is None else torch.cat([self.labeled, taken]),
+            labeled=None if self.labeled is None else torch.cat([self.labeled, picked_rows]),
         )

@@ -1,5 +1,6 @@
 """Which dataset index was labeled in which cycle, by which strategy and with which score: pure bookkeeping."""
 
+import hashlib
 import math
 import operator
 import os
@@ -116,26 +117,33 @@ class Pool:
         chosen = torch.tensor(listed)
         values, counts = chosen.unique(return_counts=True)
         if len(values) != len(listed):
-            twice = values[counts > 1].tolist()
-            raise ValueError(f"`Pool.label`: every index once, but {_some(twice)} came more than once.")
-        known = chosen[self._cycle_of[chosen] >= 0].tolist()
-        if known:
-            cycles = [self.cycle_of(index) for index in known[:5]]
-            raise ValueError(f"`Pool.label`: {_some(known)} labeled already (in cycle {cycles}).")
+            duplicates = values[counts > 1].tolist()
+            raise ValueError(f"`Pool.label`: every index once, but {_format_indices(duplicates)} came more than once.")
+        already_labeled = chosen[self._cycle_of[chosen] >= 0].tolist()
+        if already_labeled:
+            cycles = [self.cycle_of(index) for index in already_labeled[:5]]
+            raise ValueError(f"`Pool.label`: {_format_indices(already_labeled)} labeled already (in cycle {cycles}).")
         numbers = None if scores is None else [float(score) for score in scores]
         if numbers is not None and len(numbers) != len(listed):
             raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(listed)} indices.")
         infinite = [index for index, number in zip(listed, numbers or [], strict=False) if not math.isfinite(number)]
         if infinite:
-            raise ValueError(f"`Pool.label(scores=...)`: every score must be finite; not so for {_some(infinite)}.")
+            raise ValueError(f"`Pool.label(scores=...)`: every score must be finite; not so for {_format_indices(infinite)}.")
         durations = {name: float(duration) for name, duration in dict(seconds or {}).items()}
         self._cycle_of[chosen] = len(self._history)
         self._history.append(Labeling(strategy, listed, numbers, durations))
 
     def extends(self, other: "Pool") -> bool:
         """Tell whether every labeling of `other` happened here too, in the same order."""
-        ours = [labeling.indices for labeling in self._history[: len(other._history)]]
-        return self.size == other.size and ours == [labeling.indices for labeling in other._history]
+        earlier_labelings = [labeling.indices for labeling in self._history[: len(other._history)]]
+        return self.size == other.size and earlier_labelings == [labeling.indices for labeling in other._history]
+
+    def digest(self) -> str:
+        """Return sixteen hexadecimal digits that identify the dataset and every labeling, in order."""
+        digest = hashlib.sha256(f"{self.size} {self.fingerprint}".encode())
+        for labeling in self._history:
+            digest.update(np.asarray(labeling.indices, dtype=np.int64).tobytes() + b"|")
+        return digest.hexdigest()[:16]
 
     def check_dataset(self, size: int, fingerprint: str, source: str) -> None:
         """Refuse a pool that belongs to another dataset.
@@ -238,7 +246,7 @@ class Pool:
     def _check_range(self, indices: list[int]) -> None:
         outside = [index for index in indices if not 0 <= index < self.size]
         if outside:
-            raise ValueError(f"`Pool`: {_some(outside)} out of range; dataset indices run from 0 to {self.size - 1}.")
+            raise ValueError(f"`Pool`: {_format_indices(outside)} out of range; dataset indices run from 0 to {self.size - 1}.")
 
 
 def _as_index(index: Any) -> int:
@@ -248,11 +256,12 @@ def _as_index(index: Any) -> int:
             raise TypeError
         return operator.index(index)
     except TypeError:
-        found = f"{index!r} ({type(index).__name__})"
-        raise TypeError(f"`Pool.label(indices=...)`: expected a flat sequence of integers, got {found}.") from None
+        raise TypeError(
+            f"`Pool.label(indices=...)`: expected a flat sequence of integers, got {index!r} ({type(index).__name__})."
+        ) from None
 
 
-def _some(indices: list[int]) -> str:
-    shown = ", ".join(map(str, indices[:5]))
-    rest = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return f"{'index' if len(indices) == 1 else 'indices'} {shown}{rest}"
+def _format_indices(indices: list[int]) -> str:
+    first = ", ".join(map(str, indices[:5]))
+    remainder = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    return f"{'index' if len(indices) == 1 else 'indices'} {first}{remainder}"
