@@ -86,7 +86,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
         picks, scoring_ended = list(candidates), started
     else:
         with seeded(RandomStream.SCORING, seed, pool.cycle):
-            query = _measure(acquisition, trainer, module, candidates, budget, seed, options.ckpt)
+            query = _measure(acquisition, trainer, module, candidates, budget, seed, options)
             scoring_ended = time.perf_counter()
             picks = _check_picks(name, trainer.strategy.broadcast(acquisition.select(query)), query)
             row_scores, candidate_scores = acquisition.score(query.pool), query.candidate_scores
@@ -103,7 +103,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
             summary = summarize_query(
                 trainer,
                 module,
-                partial(_load_best, name, trainer, options.ckpt),
+                partial(_load_best, name, trainer, options),
                 {"candidates": len(candidates), **metrics},
                 candidate_scores,
                 options.num_preview_samples,
@@ -141,7 +141,7 @@ def _measure(
     candidates: Sequence[int],
     budget: int,
     seed: int,
-    ckpt: str,
+    options: QueryOptions,
 ) -> Query:
     """Return the measurements of the candidates, and of the labeled part if the strategy needs them."""
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ def _measure(
     if not acquisition.needs_forward:
         return Query(torch.empty(len(candidates), 0), candidates, budget, generator)
     with scoring_clone(trainer, module) as clone:
-        _load_best(name, trainer, ckpt, clone)
+        _load_best(name, trainer, options, clone)
         progress, transfer = Progress(trainer), make_transfer(trainer, clone)
         predictor = Predictor(clone, progress.report_pass)
         first = next(iter(datamodule.pool_dataloader(candidates[:NUM_EXAMPLES], shard=False)))
@@ -167,13 +167,13 @@ def _measure(
     return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores)
 
 
-def _load_best(name: str, trainer: Trainer, ckpt: str, clone: LightningModule) -> None:
-    if ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
+def _load_best(name: str, trainer: Trainer, options: QueryOptions, clone: LightningModule) -> None:
+    if options.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
         return
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:
         raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
-    load_weights(clone, path)
+    load_weights(clone, path, trusted=options.trust_checkpoints)
 
 
 def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:

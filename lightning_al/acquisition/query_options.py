@@ -14,12 +14,14 @@ class QueryOptions(Callback):
     Attributes:
         ckpt: Which weights score: those of the last step, or those that `ModelCheckpoint` found best.
         num_preview_samples: How many of the picks are kept for a person to look at.
+        trust_checkpoints: Load checkpoints with any Python object in them, which can run any code.
         preview_dir: Where they are kept; None keeps none, and loggers get them all the same.
 
     """
 
     ckpt: Literal["last", "best"] = "last"
     num_preview_samples: int = 32
+    trust_checkpoints: bool = False
     preview_dir: Path | None = None
 
     @classmethod

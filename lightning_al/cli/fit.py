@@ -151,7 +151,17 @@ class ActiveLearningCLI(LightningCLI):
             self._make_afresh(folder / f"cycle-{cycle:02d}", loggers)
             return self.trainer, self.model
 
-        names = ("cycles", "reset", "pretrained", "shrink", "perturb", "ckpt", "num_preview_samples", "target")
+        names = (
+            "cycles",
+            "reset",
+            "pretrained",
+            "shrink",
+            "perturb",
+            "ckpt",
+            "num_preview_samples",
+            "target",
+            "trust_checkpoints",
+        )
         arguments = {name: section[name] for name in names}
         self.records = run_cycles(
             make,

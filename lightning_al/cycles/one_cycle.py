@@ -9,13 +9,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.model.checkpoint import load_weights
 from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRecord
 
 
 def run_cycle(
-    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, ckpt: str
+    trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, options: QueryOptions
 ) -> CycleRecord:
     """Fit and test.
 
@@ -24,7 +25,7 @@ def run_cycle(
         model: A fresh model, with the weights that the cycle starts from.
         datamodule: Set to this cycle.
         cycle: The number of the cycle.
-        ckpt: Which weights are tested: `"last"` or `"best"`.
+        options: Which weights are tested, and whether their checkpoint is trusted.
 
     Returns:
         The record of the cycle. Seconds of a query that an earlier process made are not taken off this fit.
@@ -42,8 +43,9 @@ def run_cycle(
         raise SystemExit(128 + signal.SIGTERM) from termination
     fit_seconds = time.perf_counter() - started
     datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
-    if ckpt == "best":
-        load_weights(model, getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    if options.ckpt == "best":
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        load_weights(model, path, trusted=options.trust_checkpoints)
     metrics = _test(trainer, model, datamodule)
     labelings = datamodule.pool.history
     query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None

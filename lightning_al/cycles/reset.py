@@ -57,16 +57,17 @@ class ResetPolicy:
         """Whether the weights of the cycle before must be kept."""
         return self.reset in ("warm", "shrink_perturb")
 
-    def apply(self, model: LightningModule, previous: Path | None) -> None:
+    def apply(self, model: LightningModule, previous: Path | None, *, trust_checkpoints: bool = False) -> None:
         """Set the weights of a fresh model.
 
         Args:
             model: The fresh model; changed in place.
             previous: The weights of the cycle before; None in the first cycle, which starts from scratch.
+            trust_checkpoints: Load any Python object in `pretrained`, which can run any code.
 
         """
         if self.pretrained is not None:
-            load_weights(model, self.pretrained)
+            load_weights(model, self.pretrained, trusted=trust_checkpoints)
         if not self.needs_previous or previous is None:
             return
         fresh = [parameter.detach().clone() for parameter in model.parameters()]

@@ -1,5 +1,6 @@
 """All cycles: the for loop around fit and test, what a cycle starts from, and the run folder."""
 
+import gc
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -37,6 +38,7 @@ def run_cycles(
     ckpt: Literal["last", "best"] = "last",
     num_preview_samples: int = 32,
     target: Mapping[str, float] | None = None,
+    trust_checkpoints: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -64,6 +66,8 @@ def run_cycles(
         num_preview_samples: How many picks of each cycle are kept for a person to look at, as pictures, sounds or
             texts, in the run folder and in the tables of Weights & Biases.
         target: Values of test metrics, such as `{"test/accuracy": 0.9}`; what they cost in labels is reported.
+        trust_checkpoints: Load checkpoints (`pretrained`, the best ones) with any Python object in them, which can run
+            any code; False loads tensors, numbers, texts and containers of them.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
         config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
@@ -105,7 +109,7 @@ def run_cycles(
         config = collect_settings(acquisition_callback(example), datamodule, policy, ckpt) if config is None else config
     folder = RunFolder(Path(run_dir))
     check_pool_file(datamodule, folder, overwrite)
-    options = QueryOptions(ckpt, num_preview_samples)
+    options = QueryOptions(ckpt, num_preview_samples, trust_checkpoints)
     with locked_run(folder.path):
         try:
             records = _run(
@@ -145,23 +149,27 @@ def _run(
         acquisition_callback(trainer)  # raises if there is none
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
-            return [run_cycle(trainer, model, datamodule, cycle, "last")]
+            return [run_cycle(trainer, model, datamodule, cycle, replace(options, ckpt="last"))]
         if overwrite and cycle == 0:
             folder.set_aside()
         folder.write_config(config)
         query_options = replace(options, preview_dir=folder.preview_dir(cycle))
         trainer.callbacks.append(query_options)  # type: ignore[attr-defined]
         keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
-        policy.apply(model, folder.weights(cycle - 1) if cycle else None)
+        previous = folder.weights(cycle - 1) if cycle else None
+        policy.apply(model, previous, trust_checkpoints=options.trust_checkpoints)
         datamodule.begin_cycle(cycle)
         tracker.begin_cycle(trainer, cycle)
-        records.append(run_cycle(trainer, model, datamodule, cycle, options.ckpt))
+        records.append(run_cycle(trainer, model, datamodule, cycle, options))
         if policy.needs_previous:
             folder.write_weights(cycle, model)
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
         tracker.end_cycle(trainer, records)
         rank_zero_info(format_cycle(records[-1].to_row()))
+        # trainer, model and optimizer refer to each other, and would stay in memory for cycles
+        del trainer, model
+        gc.collect()
     rows = [record.to_row() for record in records]
     rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target)]))
     return records

@@ -28,7 +28,7 @@ def collect_settings(
                 f"`{name}({parameter.name}=...)` is not kept as `self.{parameter.name}`, so nobody could tell whether "
                 "it is the same when the run is continued. Store it under its name, or pass `run_cycles(config=...)`."
             )
-        settings[parameter.name] = _nameable(getattr(acquisition, parameter.name))
+        settings[parameter.name] = _name_objects(getattr(acquisition, parameter.name))
     split = ("initial_size", "balanced_start", "candidates", "seed")
     return {
         "acquisition": settings,
@@ -38,24 +38,27 @@ def collect_settings(
     }
 
 
-def _nameable(value: Any) -> Any:
+def _name_objects(value: Any) -> Any:
     """Replace what a wrapper is given, classes and partials of them, by names, which are the same in every process."""
     if isinstance(value, partial):
-        made = [part for part in (value.func, *value.args) if isinstance(part, type)]  # jsonargparse wraps the class
-        return {"class": _nameable([*made, value.func][0]), **_nameable(value.keywords)}
+        classes = [part for part in (value.func, *value.args) if isinstance(part, type)]  # jsonargparse wraps the class
+        return {
+            "class": _name_objects([*classes, value.func][0]),
+            **_name_objects(value.keywords),
+        }
     if isinstance(value, Mapping):
-        return {name: _nameable(entry) for name, entry in value.items()}
+        return {name: _name_objects(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nameable(entry) for entry in value]
+        return [_name_objects(entry) for entry in value]
     return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 def check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:
     """Refuse a datamodule that brings the labels of another run, which this one would replay."""
-    used = datamodule.pool_file
-    if used is not None and (overwrite or used.resolve() != folder.pool_file.resolve()):
+    pool_file = datamodule.pool_file
+    if pool_file is not None and (overwrite or pool_file.resolve() != folder.pool_file.resolve()):
         raise ValueError(
-            f"`run_cycles`: the datamodule's labels belong in {used}, those of this run in {folder.pool_file}"
+            f"`run_cycles`: the datamodule's labels belong in {pool_file}, those of this run in {folder.pool_file}"
             f"{', which is overwritten' if overwrite else ''}. Make a fresh `ActiveLearningDataModule`, without "
             "`pool_file`, for every run."
         )

@@ -44,7 +44,8 @@ class Pool:
         self.size = size
         self.fingerprint = fingerprint
         self._history: list[Labeling] = []
-        self._cycle_of = torch.full((size,), -1, dtype=torch.int32)  # -1: unlabeled
+        # of NumPy: a tensor would be shared by the processes that a trainer spawns, and with it the labels of each
+        self._cycle_of = np.full(size, -1, dtype=np.int32)  # -1: unlabeled
 
     def __repr__(self) -> str:
         return f"Pool({self.num_labeled} of {self.size} labeled, cycle {self.cycle})"
@@ -77,7 +78,7 @@ class Pool:
     @property
     def unlabeled(self) -> "array[int]":
         """Unlabeled dataset indices, ascending, as a compact sequence of plain integers (8 bytes each)."""
-        return array("q", np.flatnonzero(self._cycle_of.numpy() < 0).astype(np.int64).tobytes())
+        return array("q", np.flatnonzero(self._cycle_of < 0).astype(np.int64).tobytes())
 
     def labeled_by(self, cycle: int) -> list[int]:
         """Return the dataset indices that cycle `cycle` trained on, in the order of labeling."""
@@ -114,8 +115,8 @@ class Pool:
         self._check_range(listed)
         if not listed:
             raise ValueError("`Pool.label(indices=[])`: at least one index is needed.")
-        chosen = torch.tensor(listed)
-        values, counts = chosen.unique(return_counts=True)
+        chosen = np.array(listed, dtype=np.int64)
+        values, counts = np.unique(chosen, return_counts=True)
         if len(values) != len(listed):
             duplicates = values[counts > 1].tolist()
             raise ValueError(f"`Pool.label`: every index once, but {_format_indices(duplicates)} came more than once.")
@@ -128,7 +129,9 @@ class Pool:
             raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(listed)} indices.")
         infinite = [index for index, number in zip(listed, numbers or [], strict=False) if not math.isfinite(number)]
         if infinite:
-            raise ValueError(f"`Pool.label(scores=...)`: every score must be finite; not so for {_format_indices(infinite)}.")
+            raise ValueError(
+                f"`Pool.label(scores=...)`: every score must be finite; not so for {_format_indices(infinite)}."
+            )
         durations = {name: float(duration) for name, duration in dict(seconds or {}).items()}
         self._cycle_of[chosen] = len(self._history)
         self._history.append(Labeling(strategy, listed, numbers, durations))
@@ -246,7 +249,9 @@ class Pool:
     def _check_range(self, indices: list[int]) -> None:
         outside = [index for index in indices if not 0 <= index < self.size]
         if outside:
-            raise ValueError(f"`Pool`: {_format_indices(outside)} out of range; dataset indices run from 0 to {self.size - 1}.")
+            raise ValueError(
+                f"`Pool`: {_format_indices(outside)} out of range; dataset indices run from 0 to {self.size - 1}."
+            )
 
 
 def _as_index(index: Any) -> int:

@@ -76,11 +76,11 @@ def reinitialize(module: nn.Module) -> None:
         reset = getattr(child, "reset_parameters", None) or getattr(child, "_reset_parameters", None)
         if callable(reset) and any(parameter.requires_grad for parameter in child.parameters()):
             reset()
-    kept = [name for name, tensor in trainable.items() if torch.equal(tensor, before[name])]
-    if not kept:
+    unchanged = [name for name, tensor in trainable.items() if torch.equal(tensor, before[name])]
+    if not unchanged:
         return
-    reason = f"no module of {type(module).__name__} has a `reset_parameters` that draws {', '.join(kept[:5])} anew"
-    if len(kept) == len(trainable):
+    reason = f"no module of {type(module).__name__} has a `reset_parameters` that draws {', '.join(unchanged[:5])} anew"
+    if len(unchanged) == len(trainable):
         raise ValueError(
             f"A committee should start from fresh weights, but {reason}. Define it, or pass reinitialize=False to "
             "start from the same weights."
@@ -123,12 +123,13 @@ def train_member(
     return copy_weights(member)
 
 
-def read_member(module: LightningModule, path: str) -> dict[str, Tensor]:
+def read_member(module: LightningModule, path: str, *, trusted: bool = False) -> dict[str, Tensor]:
     """Read the weights of a network of the same architecture.
 
     Args:
         module: The clone that scores, whose loading decides what fits; not touched.
         path: A Lightning checkpoint, or a file with a plain state dict.
+        trusted: Load any Python object in it, as for `load_weights`.
 
     Returns:
         The weights by name, on the module's device.
@@ -140,7 +141,7 @@ def read_member(module: LightningModule, path: str) -> dict[str, Tensor]:
     member = clone_module(module, module.device)
     assert isinstance(member, LightningModule)
     try:
-        load_weights(member, path)
+        load_weights(member, path, trusted=trusted)
     except RuntimeError as error:
         raise ValueError(f"{path!r} does not fit {type(module).__name__}: {error}") from error
     return weights_of(member)
@@ -184,9 +185,9 @@ class _SameLength(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse an optimizer that would leave the member untrained, or train another module."""
-        own = {id(parameter) for parameter in pl_module.parameters()}
+        parameter_ids = {id(parameter) for parameter in pl_module.parameters()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        if groups and not any(id(parameter) in own for group in groups for parameter in group["params"]):
+        if groups and not any(id(parameter) in parameter_ids for group in groups for parameter in group["params"]):
             raise MisconfigurationException(
                 f"The optimizer of a copy of {type(pl_module).__name__} holds parameters of another module. Build it "
                 "in `configure_optimizers` from `self.parameters()`, or pass `checkpoints=`."

@@ -18,6 +18,7 @@ RESUMABLE_SETTINGS = (
     "num_preview_samples",
     "overwrite",
     "target",
+    "trust_checkpoints",
     "trainer.accelerator",
     "trainer.default_root_dir",
     "trainer.devices",
@@ -47,18 +48,18 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: settings} if prefix else {}
 
 
-def may_change(name: str, free: Collection[str]) -> bool:
+def may_change(name: str, resumable: Collection[str]) -> bool:
     """Return whether a dotted name, or what it lies under, is among those that may change."""
-    return any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in resumable)
 
 
-def describe_changes(before: Any, after: Any, free: Collection[str] = (), missing: Any = None) -> str:
+def describe_changes(before: Any, after: Any, resumable: Collection[str] = (), missing: Any = None) -> str:
     """Return which settings differ, as text for a refusal; empty if none does.
 
     Args:
         before: Nested settings.
         after: Nested settings.
-        free: Dotted names of settings that may differ; a name takes everything below it.
+        resumable: Dotted names of settings that may differ; a name takes everything below it.
         missing: What a setting counts as where it is not set.
 
     """
@@ -66,7 +67,7 @@ def describe_changes(before: Any, after: Any, free: Collection[str] = (), missin
     return "; ".join(
         f"{name}: {old.get(name, missing)!r} then, {new.get(name, missing)!r} now"
         for name in dict.fromkeys((*old, *new))
-        if old.get(name, missing) != new.get(name, missing) and not may_change(name, free)
+        if old.get(name, missing) != new.get(name, missing) and not may_change(name, resumable)
     )
 
 

@@ -44,6 +44,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         reinitialize: Start members from fresh weights, by each module's `reset_parameters`; False starts them from
             the weights from before the fit, for pretrained networks, so that only the order of the data differs.
         bootstrap: Train each member on as many labeled samples drawn with replacement.
+        trust_checkpoints: Load `checkpoints` with any Python object in them, which can run any code.
         seed: Seed of the members; None takes the datamodule's.
 
     Raises:
@@ -72,6 +73,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         disagreement: Disagreement = "vote_entropy",
         reinitialize: bool = True,
         bootstrap: bool = False,
+        trust_checkpoints: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__(query_size)
@@ -96,14 +98,15 @@ class QueryByCommitteeAcquisition(Acquisition):
         self.disagreement = disagreement
         self.reinitialize = reinitialize
         self.bootstrap = bootstrap
+        self.trust_checkpoints = trust_checkpoints
         self.seed = seed
         self._start: LightningModule | None = None  # the module as it was before the fit, while the fit lasts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep a copy of the untrained module, from which the other members are trained."""
         super().setup(trainer, pl_module, stage)
-        trains = stage == "fit" and self.checkpoints is None
-        self._start = copy_untrained(pl_module) if trains else None
+        trains_members = stage == "fit" and self.checkpoints is None
+        self._start = copy_untrained(pl_module) if trains_members else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the copy."""
@@ -114,11 +117,15 @@ class QueryByCommitteeAcquisition(Acquisition):
         module = context.predictor.module
         assert isinstance(module, LightningModule)
         if self._start is None:
-            others = (read_member(module, path) for path in self.checkpoints or ())
+            other_members = (
+                read_member(module, path, trusted=self.trust_checkpoints) for path in self.checkpoints or ()
+            )
         else:
-            others = (self._train(self._start, module.trainer, context, member) for member in range(1, self.members))
-        own = {name: tensor.data for name, tensor in weights_of(module).items()}
-        self._committee = [own, *(copy_to_device_of(module, weights) for weights in others)]
+            other_members = (
+                self._train(self._start, module.trainer, context, member) for member in range(1, self.members)
+            )
+        fitted = {name: tensor.data for name, tensor in weights_of(module).items()}
+        self._committee = [fitted, *(copy_to_device_of(module, weights) for weights in other_members)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Measure one batch: (B, 2) disagreement, and entropy of the consensus."""

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import pytest
@@ -92,12 +93,31 @@ def test_weights_come_from_a_checkpoint_or_a_state_dict(tmp_path):
     assert all(map(torch.equal, target.state_dict().values(), source.state_dict().values()))
     partial = {name: tensor + 1 for name, tensor in source.state_dict().items() if name.startswith("net.4")}
     torch.save({"state_dict": partial, "hyper_parameters": {"anything": threading.Thread}}, tmp_path / "partial.ckpt")
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"net\.0\.weight\""):
+    with pytest.raises(ValueError, match=r"partial\.ckpt holds Python objects beside weights.*trust_checkpoints=True"):
         load_weights(target, tmp_path / "partial.ckpt")
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"net\.0\.weight\""):
+        load_weights(target, tmp_path / "partial.ckpt", trusted=True)
     target.strict_loading = False
-    load_weights(target, tmp_path / "partial.ckpt")
+    load_weights(target, tmp_path / "partial.ckpt", trusted=True)
     assert torch.equal(target.net[4].bias, source.net[4].bias + 1)
     assert torch.equal(target.net[0].bias, source.net[0].bias)
 
 
 # ---------------------------------------------------------------- batches
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_crafted_checkpoint_runs_nothing(tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": Command(tmp_path / "executed")}, tmp_path / "crafted.ckpt")
+    with pytest.raises(ValueError, match="could run any code"):
+        load_weights(ToyClassifier(), tmp_path / "crafted.ckpt")
+    assert not (tmp_path / "executed").exists()
