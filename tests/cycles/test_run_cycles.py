@@ -1,5 +1,7 @@
 import csv
+import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -311,7 +313,7 @@ def test_a_trial_does_not_set_an_old_run_aside(tmp_path):
     run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=1, run_dir=folder)
     make = maker(lambda: EntropyAcquisition(5), fast_dev_run=True)
     run_cycles(make, make_data(), cycles=1, run_dir=folder, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["run"]  # the lock is hidden
     assert len(picks_in(folder)) == 2
 
 
@@ -532,7 +534,7 @@ def test_overwrite_sets_the_old_run_aside(tmp_path):
     assert [len(indices) for indices in picks_in(folder)] == [10, 4]
     assert len(read_rows(tmp_path / "run.old-1")) == 2
     run_cycles(make, make_data(), cycles=1, run_dir=folder, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["run", "run.old-1", "run.old-2"]
     assert Pool.load(tmp_path / "run.old-2" / "pool.json").history[1].strategy == "RandomAcquisition"
 
 
@@ -551,7 +553,7 @@ def test_overwrite_of_nothing_is_a_plain_run(tmp_path):
     folder = tmp_path / "run"
     make = maker(lambda: RandomAcquisition(5))
     assert len(run_cycles(make, make_data(), cycles=1, run_dir=folder, overwrite=True)) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["run"]  # the lock is hidden
 
 
 # ------------------------------------------------------------------ processes
@@ -572,3 +574,65 @@ def test_the_picks_do_not_depend_on_the_number_of_processes(tmp_path):
         single, double = (read_rows(tmp_path / strategy / name) for strategy in ("auto", "ddp"))
         tested = [[float(row["test/accuracy"]) for row in rows] for rows in (single, double)]
         assert tested[0] == pytest.approx(tested[1])
+
+
+# ------------------------------------------------------------------ one cycle
+
+
+def test_the_metrics_of_all_test_loaders_are_kept(tmp_path):
+    class TwoTests(ToyClassifier):
+        def test_step(self, batch, batch_idx, dataloader_idx=0):
+            points, labels = batch
+            self.log("test/accuracy", (self(points).argmax(1) == labels).float().mean())
+
+    data = make_data()
+    loader = data.test_dataloader()
+    data.test_dataloader = lambda: [loader, loader]
+    make = maker(lambda: RandomAcquisition(5), model=TwoTests)
+    (record,) = run_cycles(make, data, cycles=1, run_dir=tmp_path)
+    first, second = (record[f"test/accuracy/dataloader_idx_{number}"] for number in (0, 1))
+    assert first == second > 0
+
+
+def test_a_metric_named_like_a_column_leaves_the_column_alone(tmp_path):
+    class Labeled(ToyClassifier):
+        def test_step(self, batch, batch_idx):
+            self.log("labeled", 0.5)
+
+    (record,) = run_cycles(maker(lambda: RandomAcquisition(5), model=Labeled), make_data(), cycles=1, run_dir=tmp_path)
+    assert (record["labeled"], record["test/labeled"]) == (10, 0.5)
+
+
+def test_after_an_error_a_later_fit_follows_the_pool(tmp_path):
+    class FailsInTest(ToyClassifier):
+        def test_step(self, batch, batch_idx):
+            raise RuntimeError("no test today")
+
+    data = make_data()
+    with pytest.raises(RuntimeError, match="no test today"):
+        run_cycles(maker(lambda: RandomAcquisition(5), model=FailsInTest), data, cycles=1, run_dir=tmp_path)
+    assert (data.cycle, data.pool.cycle) == (1, 1)
+
+
+def test_sigterm_ends_with_a_status_that_says_so_and_the_run_goes_on(tmp_path):
+    class Terminated(ToyClassifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run_cycles(maker(lambda: RandomAcquisition(5), model=Terminated), make_data(), cycles=1, run_dir=tmp_path)
+    assert ended.value.code == 143
+    records = run_cycles(maker(lambda: RandomAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path)
+    assert [record["queried"] for record in records] == [5]
+
+
+def test_the_seconds_of_a_fit_are_kept_where_the_query_is_of_an_earlier_process(tmp_path):
+    make = maker(lambda: RandomAcquisition(5))
+    run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
+    (tmp_path / "cycles.csv").unlink()  # as after a kill behind the labels
+    stored = json.loads((tmp_path / "pool.json").read_text())
+    stored["history"][1]["seconds"] = {"score": 1000.0, "select": 0.0}
+    (tmp_path / "pool.json").write_text(json.dumps(stored))
+    (record,) = run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
+    assert record["score_seconds"] == 1000
+    assert record["fit_seconds"] > 0
