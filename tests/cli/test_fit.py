@@ -324,7 +324,8 @@ def test_a_changed_setting_is_refused_by_name_and_overwrite_begins_anew(toy):
         ActiveLearningCLI(args=[*toy, "--acquisition.query_size=8"])
     cli = ActiveLearningCLI(args=[*toy, "--acquisition.query_size=8", "--cycles=1", "--overwrite"])
     assert [record["queried"] for record in cli.records] == [8]
-    assert sorted(path.name for path in Path().iterdir()) == ["run", "run.old-1", "toy.yaml"]
+    names = [path.name for path in Path().glob("[!.]*")]  # the lock is hidden
+    assert sorted(names) == ["run", "run.old-1", "toy.yaml"]
     assert [len(indices) for indices in picks_in(Path("run.old-1"))] == [10, 6]
 
 
@@ -335,14 +336,14 @@ def test_the_kept_configuration_is_a_configuration(toy):
 
 
 def test_a_pool_file_of_the_users_own_is_refused(toy):
-    with pytest.raises(ValueError, match=r"labels belong in mine\.json, those of this run in run.pool\.json"):
+    with pytest.raises(ValueError, match=r"labels are kept in mine\.json, those of this run in run.pool\.json"):
         ActiveLearningCLI(args=[*toy, "--data.pool_file=mine.json"])
 
 
 def test_fast_dev_run_leaves_no_files(toy):
     cli = ActiveLearningCLI(args=[*toy, "--trainer.fast_dev_run=true", "--trainer.callbacks=null"])
     assert [record["queried"] for record in cli.records] == [0]
-    assert [path.name for path in Path().iterdir()] == ["toy.yaml"]
+    assert [path.name for path in Path().glob("[!.]*")] == ["toy.yaml"]  # the lock is hidden
 
 
 # ------------------------------------------------------------------ LightningCLI's side
