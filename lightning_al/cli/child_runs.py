@@ -16,9 +16,10 @@ import yaml
 from lightning_al.cli.child_processes import run_processes, start_process
 from lightning_al.cli.presets import to_config_argument
 from lightning_al.storage.completion import CompletionRecord, is_complete, run_name, write_completion
-from lightning_al.storage.run_folder import RunRefusedError
+from lightning_al.storage.run_folder import RunFolder, RunRefusedError
 from lightning_al.storage.settings import describe_changes
 
+UNFINISHED = 1  # the status of a run that ended without an error, but before its last cycle
 PROGRAM = (sys.executable, "-m", "lightning_al")
 
 
@@ -132,6 +133,8 @@ def run_all(
     def on_end(position: int, status: int) -> None:
         child = children[position]
         minutes = (time.monotonic() - child.begun) / 60
+        if status == 0 and RunFolder(child.run.path).lacks_cycles():
+            status = UNFINISHED  # it ended well, but something else ended it
         if status == 0:
             write_completion(child.run.path, replace(child.record, minutes=round(minutes, 3)))
         else:

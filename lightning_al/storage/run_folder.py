@@ -68,6 +68,15 @@ class RunFolder:
             )
         return read_cycles(self.cycles_file)
 
+    def lacks_cycles(self) -> bool:
+        """Return whether fewer cycles are finished than `config.yaml` asks for, though samples are left to query."""
+        if not self.config_file.exists():
+            return False
+        cycles, records = read_settings(self.config_file).get("cycles"), self.read_records()
+        if not isinstance(cycles, int) or len(records) >= cycles:
+            return False
+        return not records or records[-1].queried > 0
+
     @rank_zero_only
     def write_records(self, records: Sequence[CycleRecord]) -> None:
         """Write one row per finished cycle, atomically."""

@@ -427,3 +427,30 @@ def test_values_that_json_cannot_hold_are_still_the_same_after_a_round_trip(make
     run.config[0].write_text("1: one\nday: 2024-01-31\nempty: {}\n")
     finish(run)
     check_settings(read_completions(run.folder), [run.completion_record()], Path("study"))
+
+
+# ------------------------------------------------------------------ finished
+
+HEADER = "cycle,labeled,queried,fit_seconds,score_seconds,select_seconds"
+
+
+@pytest.mark.parametrize(
+    ("rows", "finished"),
+    [
+        (["0,10,5,1,1,1"], False),
+        ([], False),
+        (["0,10,5,1,1,1", "1,15,5,1,1,1"], True),
+        (["0,10,0,1,1,1"], True),  # every sample is labeled
+    ],
+    ids=["cut off", "no cycle", "all cycles", "empty pool"],
+)
+def test_a_run_that_ended_well_before_its_last_cycle_is_not_finished(make, rows, finished):
+    table = "\\n".join([HEADER, *rows]) + "\\n"
+    write = f"(folder / 'config.yaml').write_text('cycles: 2'); (folder / 'cycles.csv').write_text('''{table}''')"
+    run, report = make(do=f"{write}; (folder / 'pool.json').touch()"), Report()
+    failed = run_all([run], 1, report)
+    assert (report.calls, run.finished, failed) == (
+        [("random 0", int(not finished))],
+        finished,
+        [] if finished else [run],
+    )
