@@ -17,7 +17,7 @@ INPUT_KEYS = ("x", "input", "inputs", "image", "images", "img", "pixel_values", 
 OUTPUT_KEYS = ("logits", "out", "pred", "preds", "prediction", "predictions", "output", "outputs", "y_hat")
 
 
-WHOLE_BATCH = ("batch", "sample", "samples")  # a parameter of this name takes the batch as it is
+BATCH_PARAMETERS = ("batch", "sample", "samples")  # a parameter of this name takes the batch as it is
 
 
 THREE_WAYS_OUT = (
@@ -51,7 +51,7 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         return _from_mapping(module, batch, parameters)
     if isinstance(batch, Tensor) or not isinstance(batch, (list, tuple)):
         return (batch,), {}
-    if parameters and parameters[0].name in WHOLE_BATCH:
+    if parameters and parameters[0].name in BATCH_PARAMETERS:
         return (batch,), {}
     required = _required(parameters)
     if len(batch) == 0:
@@ -88,11 +88,11 @@ def _from_mapping(
     named = {parameter.name: inputs[parameter.name] for parameter in parameters if parameter.name in inputs}
     if (named or takes_any) and set(required) <= set(named):
         return (), {**inputs, **named} if takes_any else named
-    if parameters and parameters[0].name in WHOLE_BATCH:
+    if parameters and parameters[0].name in BATCH_PARAMETERS:
         return (batch,), {}
-    known = [key for key in INPUT_KEYS if key in inputs] or list(inputs)
-    if len(known) == 1 and len(required) <= 1:
-        return (inputs[known[0]],), {}
+    input_keys = [key for key in INPUT_KEYS if key in inputs] or list(inputs)
+    if len(input_keys) == 1 and len(required) <= 1:
+        return (inputs[input_keys[0]],), {}
     raise TypeError(
         f"Cannot tell which entry of {describe(batch)} is the input of `{type(module).__name__}.forward"
         f"({', '.join(parameter.name for parameter in parameters)})`. {THREE_WAYS_OUT}"

@@ -122,9 +122,9 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
 
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        found = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
+        kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise TypeError(
-            f"`{source}` gave a {found}; expected one DataLoader over a map-style dataset, whose samples have "
+            f"`{source}` gave a {kind}; expected one DataLoader over a map-style dataset, whose samples have "
             "indices. Join several datasets with `ConcatDataset`; materialize a stream."
         )
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
@@ -164,9 +164,9 @@ def labeled_loader(
     size = resolve_batch_size(wrapped, batch_size)
     options = {**_carried_options(wrapped, num_workers), "drop_last": wrapped.drop_last and len(indices) >= size}
     if isinstance(wrapped.sampler, DistributedSampler):
-        theirs = wrapped.sampler
+        original = wrapped.sampler
         sampler: DistributedSampler[Any] = DistributedSampler(
-            labeled, theirs.num_replicas, theirs.rank, theirs.shuffle, theirs.seed, theirs.drop_last
+            labeled, original.num_replicas, original.rank, original.shuffle, original.seed, original.drop_last
         )
         return DataLoader(labeled, size, sampler=sampler, **options)
     sequential = isinstance(wrapped.sampler, SequentialSampler)

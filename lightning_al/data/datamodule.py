@@ -23,7 +23,7 @@ from lightning_al.data.dataloaders import (
     pool_loader,
 )
 from lightning_al.data.datasets_module import DatasetsModule
-from lightning_al.data.evaluation_view import with_transforms_of
+from lightning_al.data.evaluation_view import evaluation_dataset
 from lightning_al.data.fingerprint import differing_samples, fingerprint
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.data.pool import Pool
@@ -168,7 +168,7 @@ class ActiveLearningDataModule(LightningDataModule):
             return
         first_time = self._train_dataset is None
         self._train_dataset = self._wrapped_loader().dataset
-        self._evaluation_dataset = self._make_evaluation_dataset()
+        self._evaluation_dataset = evaluation_dataset(self._train_dataset, self.pool_dataset, self._evaluation_loader())
         if first_time:
             self._warn_if_random()
         self._refresh_pool()
@@ -275,18 +275,6 @@ class ActiveLearningDataModule(LightningDataModule):
                     "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
                 )
         self._pool = pool
-
-    def _make_evaluation_dataset(self) -> Any:
-        if self.pool_dataset is not None:
-            if len(self.pool_dataset) != len(self._train_dataset):  # type: ignore[arg-type]
-                raise ValueError(
-                    f"`ActiveLearningDataModule(pool_dataset=...)`: expected the {len(self._train_dataset)} training "
-                    f"samples under evaluation transforms, got {len(self.pool_dataset)}."  # type: ignore[arg-type]
-                )
-            return self.pool_dataset
-        evaluation = self._evaluation_loader()
-        view = None if evaluation is None else with_transforms_of(self._train_dataset, evaluation.dataset)
-        return self._train_dataset if view is None else view
 
     def _warn_if_random(self) -> None:
         if differing := differing_samples(self._evaluation_dataset):

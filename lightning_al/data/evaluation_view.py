@@ -4,9 +4,35 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 TRANSFORM_ATTRIBUTES = ("transform", "target_transform", "transforms")
+
+
+def evaluation_dataset(train_dataset: Any, pool_dataset: Any | None, evaluation: DataLoader[Any] | None) -> Any:
+    """Return the training samples as they are scored.
+
+    Args:
+        train_dataset: The training data.
+        pool_dataset: The same samples under evaluation transforms, if the user passed them.
+        evaluation: The first validation loader, whose transforms are taken otherwise.
+
+    Returns:
+        A dataset of the same length; the training data itself where no transforms are found.
+
+    Raises:
+        ValueError: If `pool_dataset` has another length.
+
+    """
+    if pool_dataset is not None:
+        if len(pool_dataset) != len(train_dataset):
+            raise ValueError(
+                f"`ActiveLearningDataModule(pool_dataset=...)`: expected the {len(train_dataset)} training samples "
+                f"under evaluation transforms, got {len(pool_dataset)}."
+            )
+        return pool_dataset
+    view = None if evaluation is None else with_transforms_of(train_dataset, evaluation.dataset)
+    return train_dataset if view is None else view
 
 
 def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
@@ -23,14 +49,14 @@ def with_transforms_of(dataset: Any, reference: Any) -> Any | None:
         The copy, or None if one of the two keeps no transform in an attribute of torchvision's names.
 
     """
-    base = _base(reference)
-    if base is None or not hasattr(base, "transform"):
+    innermost = _innermost_dataset(reference)
+    if innermost is None or not hasattr(innermost, "transform"):
         return None
-    transforms = {name: getattr(base, name) for name in TRANSFORM_ATTRIBUTES if hasattr(base, name)}
+    transforms = {name: getattr(innermost, name) for name in TRANSFORM_ATTRIBUTES if hasattr(innermost, name)}
     return replace_transforms(dataset, transforms)
 
 
-def _base(dataset: Any) -> Any | None:
+def _innermost_dataset(dataset: Any) -> Any | None:
     while isinstance(dataset, (Subset, ConcatDataset)) and not hasattr(dataset, "transform"):
         dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
     return dataset

@@ -24,7 +24,11 @@ def differing_samples(dataset: Any, count: int = 4) -> list[int]:
 
     """
     with preserved_rng():
-        return [index for index in _spread(len(dataset), count) if _digest(dataset[index]) != _digest(dataset[index])]
+        return [
+            index
+            for index in _evenly_spaced_indices(len(dataset), count)
+            if _hash_sample(dataset[index]) != _hash_sample(dataset[index])
+        ]
 
 
 def fingerprint(dataset: Any, count: int = 8) -> str:
@@ -44,40 +48,40 @@ def fingerprint(dataset: Any, count: int = 8) -> str:
     plain = replace_transforms(dataset, dict.fromkeys(TRANSFORM_ATTRIBUTES))
     digest = hashlib.sha256(str(len(dataset)).encode())
     with preserved_rng():
-        for index in _spread(len(dataset), count):
-            digest.update(_stable_digest(dataset if plain is None else plain, dataset, index))
+        for index in _evenly_spaced_indices(len(dataset), count):
+            digest.update(_hash_repeatable_content(dataset if plain is None else plain, dataset, index))
     return digest.hexdigest()[:16]
 
 
-def _stable_digest(plain: Any, dataset: Any, index: int) -> bytes:
+def _hash_repeatable_content(plain: Any, dataset: Any, index: int) -> bytes:
     try:
         first, second = plain[index], plain[index]
     except Exception:  # a dataset that needs its transform, and may fail in any way without
         first, second = dataset[index], dataset[index]
-    digest = _digest(first)
-    return digest if digest == _digest(second) else _digest(first, content=False)
+    digest = _hash_sample(first)
+    return digest if digest == _hash_sample(second) else _hash_sample(first, content=False)
 
 
-def _spread(size: int, count: int) -> list[int]:
+def _evenly_spaced_indices(size: int, count: int) -> list[int]:
     return sorted({round(position) for position in np.linspace(0, size - 1, min(count, size)).tolist()})
 
 
-def _digest(sample: Any, content: bool = True) -> bytes:
+def _hash_sample(sample: Any, content: bool = True) -> bytes:
     digest = hashlib.sha256()
-    for part in _parts(sample, content):
-        digest.update(part)
+    for chunk in _byte_chunks(sample, content):
+        digest.update(chunk)
     return digest.digest()
 
 
-def _parts(sample: Any, content: bool) -> Iterator[bytes]:
+def _byte_chunks(sample: Any, content: bool) -> Iterator[bytes]:
     yield type(sample).__name__.encode()
     if isinstance(sample, Mapping):
         for key, value in sample.items():
             yield str(key).encode()
-            yield from _parts(value, content)
+            yield from _byte_chunks(value, content)
     elif isinstance(sample, (list, tuple)) or str(getattr(sample, "dtype", "")) == "object":  # bytes: addresses
         for value in sample:
-            yield from _parts(value, content)
+            yield from _byte_chunks(value, content)
     elif isinstance(sample, Tensor):
         yield f"{sample.dtype}{tuple(sample.shape)}".encode()
         if content:

@@ -23,14 +23,14 @@ def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int
         ValueError: If a sample carries no label that can be understood.
 
     """
-    wanted = range(len(dataset)) if indices is None else indices
+    positions = range(len(dataset)) if indices is None else indices
     if isinstance(dataset, Subset):
-        return class_labels(dataset.dataset, [dataset.indices[index] for index in wanted])
+        return class_labels(dataset.dataset, [dataset.indices[index] for index in positions])
     for name in ("targets", "labels", "y"):
         values: Any = getattr(dataset, name, None)
         if hasattr(values, "__len__") and len(values) == len(dataset):
-            return [label_of((None, values[index])) for index in wanted]
-    return [label_of(dataset[index]) for index in wanted]
+            return [label_of((None, values[index])) for index in positions]
+    return [label_of(dataset[index]) for index in positions]
 
 
 def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float | list[int]:
@@ -83,9 +83,9 @@ def draw_initial(
 
 def _round_robin(order: list[int], labels: list[int]) -> list[int]:
     """Reorder so that each class comes once before any comes twice; within a class the order stays."""
-    seen: dict[int, int] = {}
-    turns = []
+    counts: dict[int, int] = {}
+    rounds = []
     for index in order:
-        turns.append(seen.setdefault(labels[index], 0))
-        seen[labels[index]] += 1
-    return [order[row] for row in sorted(range(len(order)), key=turns.__getitem__)]
+        rounds.append(counts.setdefault(labels[index], 0))
+        counts[labels[index]] += 1
+    return [order[row] for row in sorted(range(len(order)), key=rounds.__getitem__)]

@@ -108,8 +108,8 @@ def _entry(sample: Any) -> tuple[Any, int | None]:
         audio = sample.get("audio")
         if isinstance(audio, Mapping):
             return audio.get("array"), _rate(audio)
-        found = next((sample[key] for key in (*TEXT_KEYS, *IMAGE_KEYS) if key in sample), audio)
-        return found, _rate(sample)
+        entry = next((sample[key] for key in (*TEXT_KEYS, *IMAGE_KEYS) if key in sample), audio)
+        return entry, _rate(sample)
     if isinstance(sample, (list, tuple)) and sample:
         # (waveform, sample_rate, ...), as torchaudio's datasets have it: no class is that large
         rate = sample[1] if len(sample) > 2 and isinstance(sample[1], int) and sample[1] >= 4000 else None
