@@ -1,6 +1,7 @@
 """What the commands `compare` and `report` share: an argument, and how they print."""
 
 import argparse
+import os
 import sys
 from typing import TextIO
 
@@ -19,3 +20,8 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 def print_line(text: str, file: TextIO | None = None) -> None:
     """Print a text and flush, so that it stays in order with what child processes print."""
     print(text, file=file or sys.stdout, flush=True)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

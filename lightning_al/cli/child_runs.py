@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lightning_al.cli.arguments import available_cores
 from lightning_al.cli.child_processes import run_processes, start_process
 from lightning_al.cli.presets import to_config_argument
 from lightning_al.storage.completion import CompletionRecord, is_complete, run_name, write_completion
@@ -124,7 +125,7 @@ def run_all(
         KeyboardInterrupt: If this process is interrupted or terminated; its children are stopped first.
 
     """
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, available_cores() // workers)
     # wandb would announce every offline run
     environment = {"OMP_NUM_THREADS": str(threads), "WANDB_SILENT": "true", **os.environ}
     children = [_ChildRun(run, environment, to_terminal) for run in runs if not run.finished]

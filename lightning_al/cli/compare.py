@@ -7,7 +7,6 @@ that was stopped: finished runs are not repeated, interrupted ones are continued
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
-from lightning_al.cli.arguments import add_target, print_line
+from lightning_al.cli.arguments import add_target, available_cores, print_line
 from lightning_al.cli.child_runs import Run, check_settings, run_all
 from lightning_al.cli.presets import resolve_config
 from lightning_al.report.comparison_tables import comparison_to_markdown
@@ -219,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seed-list", type=int, nargs="+", metavar="SEED", help="the seeds themselves")
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="for all runs (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one per core, %(default)s)"
+        "--workers", type=int, default=available_cores(), help="runs at a time (default: one per core, %(default)s)"
     )
     parser.add_argument("--report-only", "--no-run", action="store_true", help="run nothing, report the finished runs")
     parser.add_argument("--metric", default="test/accuracy", help="column of cycles.csv (default: %(default)s)")

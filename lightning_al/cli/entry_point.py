@@ -43,7 +43,7 @@ def main(args: "ArgsType" = None) -> None:
 
         sys.exit(report(sys.argv[2:]))
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())  # behind installed packages, which a file of the same name must not hide
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
     # raised by Lightning's use of torch, which no argument of this command changes
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")

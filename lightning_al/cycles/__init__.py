@@ -1,1 +1,1 @@
-"""All cycles of a run: the loop around fit and test, and what a cycle starts from."""
+"""The cycles of a run: the loop over fit and test, and the weights that each cycle starts from."""

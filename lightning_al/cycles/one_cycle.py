@@ -18,7 +18,7 @@ from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRecord
 def run_cycle(
     trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule, cycle: int, options: QueryOptions
 ) -> CycleRecord:
-    """Fit and test.
+    """Fit, query and test.
 
     Args:
         trainer: A fresh trainer with an acquisition callback.
@@ -39,7 +39,7 @@ def run_cycle(
     try:
         trainer.fit(model, datamodule)
     except SIGTERMException as termination:
-        # which would end the process with status 0, as if the run were finished
+        # without it the process would end with status 0, as if the run were finished
         raise SystemExit(128 + signal.SIGTERM) from termination
     fit_seconds = time.perf_counter() - started
     datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file

@@ -1,4 +1,4 @@
-"""What the model of a cycle starts from."""
+"""The weights that a cycle starts from."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ResetPolicy:
     r"""How the weights of a fresh model are set before a cycle trains them.
 
     Args:
-        reset: `"scratch"`: leave them; `"warm"`: those of the cycle before; `"pretrained"`: those of a checkpoint;
+        reset: `"scratch"`: unchanged; `"warm"`: those of the cycle before; `"pretrained"`: those of a checkpoint;
             `"shrink_perturb"`: $\lambda \theta_{old} + \gamma \theta_{fresh}$.
         pretrained: The checkpoint of `"pretrained"`.
         shrink: lambda, in [0, 1].
@@ -42,8 +42,8 @@ class ResetPolicy:
             raise ValueError(f"`run_cycles(reset={self.reset!r})`: expected one of {get_args(Reset)}.")
         if (self.reset == "pretrained") != (self.pretrained is not None):
             raise ValueError(
-                f"`run_cycles(reset={self.reset!r}, pretrained={self.pretrained!r})`: a checkpoint goes with "
-                "reset='pretrained', and only with it."
+                f"`run_cycles(reset={self.reset!r}, pretrained={self.pretrained!r})`: a checkpoint is needed for "
+                "reset='pretrained', and for no other."
             )
         if self.pretrained is not None and not Path(self.pretrained).is_file():
             raise ValueError(f"`run_cycles(pretrained={os.fspath(self.pretrained)!r})`: there is no such file.")
@@ -54,7 +54,7 @@ class ResetPolicy:
 
     @property
     def needs_previous(self) -> bool:
-        """Whether the weights of the cycle before must be kept."""
+        """Whether a cycle needs the weights of the one before."""
         return self.reset in ("warm", "shrink_perturb")
 
     def apply(self, model: LightningModule, previous: Path | None, *, trust_checkpoints: bool = False) -> None:

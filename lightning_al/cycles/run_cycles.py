@@ -1,4 +1,4 @@
-"""All cycles: the for loop around fit and test, what a cycle starts from, and the run folder."""
+"""The loop over cycles of fit, query and test, with the run folder."""
 
 import gc
 import os
@@ -48,14 +48,14 @@ def run_cycles(
 
     A second `fit` of a used trainer trains nothing, and a used `EarlyStopping` or `ModelCheckpoint` remembers the
     cycle before, so everything but the pool and the loggers is made anew. A run folder that holds a pool is
-    continued: finished cycles are not repeated, and no label is asked for twice.
+    continued: finished cycles are not repeated, and no sample is queried twice.
 
     Args:
         make: Returns a fresh trainer, with one acquisition callback, and a fresh model for a cycle (0, 1, ...). Global
-            seeds are set from (`datamodule.seed`, cycle) before. Give every trainer the same loggers to see one run.
-            Without `run_dir` or `config` it is called once more at the start, to ask the trainer.
+            seeds are set from (`datamodule.seed`, cycle) before. Give every trainer the same loggers to get one run.
+            Without `run_dir` or `config` it is called once more at the start, to read them from the trainer.
         datamodule: Its pool is kept in `pool.json` of the run folder.
-        cycles: How many cycles the run has in all, at least 1.
+        cycles: Total number of cycles of the run, at least 1.
         reset: What a cycle starts from: `"scratch"`, the fresh model; `"warm"`, the weights of the cycle before;
             `"pretrained"`, those of a checkpoint; `"shrink_perturb"`, `shrink` times the weights of the cycle before
             plus `perturb` times the fresh ones.
@@ -63,14 +63,14 @@ def run_cycles(
         shrink: Factor of the old weights, in [0, 1].
         perturb: Factor of the fresh weights, in [0, 1].
         ckpt: Which weights score, are tested and passed on: those of the last step, or `ModelCheckpoint`'s best.
-        num_preview_samples: How many picks of each cycle are kept for a person to look at, as pictures, sounds or
-            texts, in the run folder and in the tables of Weights & Biases.
-        target: Values of test metrics, such as `{"test/accuracy": 0.9}`; what they cost in labels is reported.
+        num_preview_samples: How many picks of each cycle are saved as pictures, sounds or texts, in the run folder and
+            in the tables of Weights & Biases.
+        target: Values of test metrics, such as `{"test/accuracy": 0.9}`; the number of labels they took is reported.
         trust_checkpoints: Load checkpoints (`pretrained`, the best ones) with any Python object in them, which can run
             any code; False loads tensors, numbers, texts and containers of them.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
-        config: Settings to keep in `config.yaml`, which must be the same when the run is continued; by default those
+        config: Settings to save in `config.yaml`, which must be the same when the run is continued; by default those
             of the acquisition, the split and the reset.
         may_change: Dotted names of settings in `config` that may change.
 
@@ -103,7 +103,7 @@ def run_cycles(
     """
     _check_arguments(cycles, ckpt, num_preview_samples)
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
-    if run_dir is None or config is None:  # taken from a trainer that is not used further
+    if run_dir is None or config is None:  # read from a trainer that is not used further
         example, _ = make(0)
         run_dir = example.default_root_dir if run_dir is None else run_dir
         config = collect_settings(acquisition_callback(example), datamodule, policy, ckpt) if config is None else config
@@ -115,7 +115,7 @@ def run_cycles(
             records = _run(
                 make, datamodule, folder, cycles, policy, options, config, may_change, overwrite, target or {}
             )
-        finally:  # also after an exception, or a later fit would train on the labels of this cycle
+        finally:  # also after an exception: otherwise a later fit would train on the labels of this cycle only
             datamodule.begin_cycle(None)
     return [record.to_row() for record in records]
 
@@ -139,6 +139,8 @@ def _run(
     if not overwrite:
         folder.check_config(config, may_change, finished=len(records))
         datamodule.reload_pool()
+        if records:
+            folder.check_records(records, datamodule.pool.history)
     tracker = CycleTracker(folder, config, target)
     for cycle in range(len(records), cycles):
         if records and not records[-1].queried and not datamodule.pool.num_unlabeled:

@@ -1,4 +1,4 @@
-"""What must not change when a run is continued, as far as a Python caller says it."""
+"""The settings of a run that is started from Python, which must not change when it is continued."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from lightning_al.storage.run_folder import RunFolder
 def collect_settings(
     acquisition: Acquisition, datamodule: ActiveLearningDataModule, policy: ResetPolicy, ckpt: str
 ) -> dict[str, Any]:
-    """Collect what must not change when a run is continued, as far as a Python caller tells it."""
+    """Return the settings that must not change when a run is continued: acquisition, split, reset and `ckpt`."""
     name = type(acquisition).__name__
     settings: dict[str, Any] = {"class": name}
     for parameter in inspect.signature(type(acquisition)).parameters.values():
@@ -25,8 +25,8 @@ def collect_settings(
             continue
         if not hasattr(acquisition, parameter.name):
             raise MisconfigurationException(
-                f"`{name}({parameter.name}=...)` is not kept as `self.{parameter.name}`, so nobody could tell whether "
-                "it is the same when the run is continued. Store it under its name, or pass `run_cycles(config=...)`."
+                f"`{name}({parameter.name}=...)` is not stored as `self.{parameter.name}`, so it cannot be compared "
+                "when the run is continued. Store it under its name, or pass `run_cycles(config=...)`."
             )
         settings[parameter.name] = _name_objects(getattr(acquisition, parameter.name))
     split = ("initial_size", "balanced_start", "candidates", "seed")
@@ -39,7 +39,7 @@ def collect_settings(
 
 
 def _name_objects(value: Any) -> Any:
-    """Replace what a wrapper is given, classes and partials of them, by names, which are the same in every process."""
+    """Replace classes and partials, the arguments of wrappers, by names, which are the same in every process."""
     if isinstance(value, partial):
         classes = [part for part in (value.func, *value.args) if isinstance(part, type)]  # jsonargparse wraps the class
         return {
@@ -54,11 +54,11 @@ def _name_objects(value: Any) -> Any:
 
 
 def check_pool_file(datamodule: ActiveLearningDataModule, folder: RunFolder, overwrite: bool) -> None:
-    """Refuse a datamodule that brings the labels of another run, which this one would replay."""
+    """Raise if a datamodule has the labels of another run, which this one would repeat."""
     pool_file = datamodule.pool_file
     if pool_file is not None and (overwrite or pool_file.resolve() != folder.pool_file.resolve()):
         raise ValueError(
-            f"`run_cycles`: the datamodule's labels belong in {pool_file}, those of this run in {folder.pool_file}"
+            f"`run_cycles`: the datamodule's labels are kept in {pool_file}, those of this run in {folder.pool_file}"
             f"{', which is overwritten' if overwrite else ''}. Make a fresh `ActiveLearningDataModule`, without "
             "`pool_file`, for every run."
         )

@@ -1,9 +1,10 @@
 """Loaders over a part of the data that keep the options of the user's own loader."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import (
@@ -139,8 +140,10 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
 
 def first_loader(loaders: Any) -> DataLoader[Any] | None:
     """Return the first loader of what an evaluation hook gave, or None if there is none that collates samples."""
-    while isinstance(loaders, (list, tuple)) and loaders:
-        loaders = loaders[0]
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.iterables
+    while isinstance(loaders, (list, tuple, Mapping)) and loaders:
+        loaders = next(iter(loaders.values())) if isinstance(loaders, Mapping) else loaders[0]
     return loaders if isinstance(loaders, DataLoader) and loaders.batch_sampler is not None else None
 
 

@@ -32,6 +32,10 @@ from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
 PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
 
 
+class NoPoolError(MisconfigurationException, AttributeError):
+    """The pool before `setup("fit")`; an attribute error too, so that `hasattr` answers."""
+
+
 class ActiveLearningDataModule(LightningDataModule):
     """Train on the labeled part of any data, and show the rest to an acquisition.
 
@@ -101,7 +105,13 @@ class ActiveLearningDataModule(LightningDataModule):
                 )
             self.datamodule: LightningDataModule = datamodule_or_train_dataset
         else:
-            self.datamodule = DatasetsModule(datamodule_or_train_dataset, val_dataset, test_dataset)
+            self.datamodule = DatasetsModule(
+                datamodule_or_train_dataset,
+                val_dataset,
+                test_dataset,
+                batch_size=batch_size or 32,
+                num_workers=num_workers or 0,
+            )
         self.initial_size = check_initial_size(initial_size)
         self.pool_dataset = pool_dataset
         self.batch_size = batch_size
@@ -126,7 +136,7 @@ class ActiveLearningDataModule(LightningDataModule):
     def pool(self) -> Pool:
         """The labeled and unlabeled indices; there from `setup("fit")` on."""
         if self._pool is None:
-            raise MisconfigurationException(
+            raise NoPoolError(
                 '`ActiveLearningDataModule.pool` is made in `setup("fit")`, when the size of the dataset is known: '
                 'call `trainer.fit`, or `prepare_data()` and `setup("fit")`, first.'
             )

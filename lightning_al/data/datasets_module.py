@@ -10,19 +10,23 @@ from torch.utils.data import (
 
 
 class DatasetsModule(LightningDataModule):
-    """Plain loaders over given datasets, so that a dataset and a datamodule take the same road.
+    """Plain loaders over given datasets, so that a dataset is handled as a datamodule is.
 
     Args:
         train: The training data.
         val: The validation data, or None.
         test: The test data, or None.
+        batch_size: Samples per batch.
+        num_workers: Worker processes per loader.
 
     Raises:
         TypeError: If the training data is not map-style.
 
     """
 
-    def __init__(self, train: Any, val: Any = None, test: Any = None) -> None:
+    def __init__(
+        self, train: Any, val: Any = None, test: Any = None, *, batch_size: int = 32, num_workers: int = 0
+    ) -> None:
         super().__init__()
         map_style = hasattr(train, "__getitem__") and hasattr(train, "__len__")
         if isinstance(train, (IterableDataset, DataLoader)) or not map_style:
@@ -31,6 +35,7 @@ class DatasetsModule(LightningDataModule):
                 "dataset (with `__getitem__` and `__len__`); samples need indices to be labeled by."
             )
         self.train, self.val, self.test = train, val, test
+        self._options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         # a hook counts as overridden only where there is data for it
         if val is not None:
             setattr(self, "val_dataloader", self._val_loader)  # noqa: B010  # mypy forbids assigning a method
@@ -39,10 +44,10 @@ class DatasetsModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a shuffled loader over the training data."""
-        return DataLoader(self.train, batch_size=32, shuffle=True)
+        return DataLoader(self.train, shuffle=True, **self._options)
 
     def _val_loader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, batch_size=32)
+        return DataLoader(self.val, **self._options)
 
     def _test_loader(self) -> DataLoader[Any]:
-        return DataLoader(self.test, batch_size=32)
+        return DataLoader(self.test, **self._options)

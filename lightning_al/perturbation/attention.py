@@ -70,9 +70,9 @@ class AttentionPart:
         """Return the norms of the packed weight and bias: queries, keys and values have rows of their own there."""
         axis = 0 if self.attention.batch_first else 1
         packed: dict[str, list[Tensor]] = {"in_proj_weight": [], "in_proj_bias": []}
-        for place, inputs in enumerate(call.inputs):
-            behind = [along[place].movedim(axis, 0) for along in gradients]
-            norms = linear_norms(inputs.movedim(axis, 0), behind, samples)
+        for position, inputs in enumerate(call.inputs):
+            output_gradients = [along[position].movedim(axis, 0) for along in gradients]
+            norms = linear_norms(inputs.movedim(axis, 0), output_gradients, samples)
             packed["in_proj_weight"].append(norms["weight"])
             packed["in_proj_bias"].append(norms["bias"])
         return {name: torch.stack(norms).sum(0) for name, norms in packed.items()}
@@ -117,10 +117,10 @@ def open_attention(
         projections = tuple(map(project, (query, key, value), weight.chunk(3), biases))
     # (B, heads, length, E / heads)
     q, k, v = (part.movedim(axis, 0).unflatten(-1, (heads, -1)).transpose(1, 2) for part in projections)
-    mask = _additive(attn_mask, q)
+    mask = _additive_mask(attn_mask, q)
     if mask is not None and mask.ndim == 3:
         mask = mask.unflatten(0, (-1, heads))
-    padding = _additive(key_padding_mask, q)
+    padding = _additive_mask(key_padding_mask, q)
     if padding is not None:
         padding = padding[:, None, None, :]
         mask = padding if mask is None else mask + padding
@@ -135,7 +135,7 @@ def open_attention(
     return attention.out_proj(mixed.transpose(1, 2).flatten(2).movedim(0, axis)), weights
 
 
-def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+def _additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
     """Return a mask as numbers to add before the softmax."""
     if mask is None or mask.is_floating_point():
         return mask

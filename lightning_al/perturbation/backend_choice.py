@@ -109,9 +109,9 @@ def _sizes(backend: Backend, batch: Any, seeds: Sequence[Seed]) -> Tensor:
     return torch.stack([change.square().reshape(len(change), -1).sum(1) for change in changes]).mean(0)
 
 
-def rank_agreement(one: Tensor, other: Tensor) -> float:
+def rank_agreement(first: Tensor, second: Tensor) -> float:
     """Return Spearman's rank correlation of two (N,) tensors; 1 for fewer than two samples."""
-    return float(spearman_corrcoef(one.float(), other.float())) if len(one) > 1 else 1.0
+    return float(spearman_corrcoef(first.float(), second.float())) if len(first) > 1 else 1.0
 
 
 def check_repeatable(first: Tensor, second: Tensor) -> None:

@@ -22,14 +22,14 @@ from lightning_al.perturbation.noise import Noise, noisy_parameters
 from lightning_al.perturbation.parts import Part
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
 
-DENSE = (
+DENSE_OUTPUT_ERROR = (
     '`passes="inf"`: {} returns outputs of shape {} for each sample, and the closed form is for one row of outputs per '
     "sample. Use a number of passes, such as `passes=10`."
 )
 
-TOGETHER = 2  # directions whose gradients are held at a time, for layers to share their windows
+DIRECTIONS_PER_GROUP = 2  # directions whose gradients are held at a time, for layers to share their windows
 FALLBACK_PASSES = 30  # whose picks overlap with those of the limit by 0.9 or so, see `examples/benchmarks`
-UNCOUNTABLE = (
+FALLBACK_WARNING = (
     "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number says so without this "
     "warning."
 )
@@ -105,23 +105,25 @@ class ClosedForm:
         """
         with self._differentiable():
             outputs, calls = watched_pass(self._root, batch, self._parts)
-            called = sorted(id(call.part) for call in calls)
-            if called != sorted(id(part) for part in self._parts if part.parameters):
+            called_parts = sorted(id(call.part) for call in calls)
+            if called_parts != sorted(id(part) for part in self._parts if part.parameters):
                 raise RuntimeError(
                     f'`passes="inf"`: {type(self._root.module).__name__} called other layers for this batch than for '
                     "the first one, or called them more often, so its parameters cannot be counted. Use a number of "
                     "passes, such as `passes=30`."
                 )
-            vectors = output_directions(outputs, self._response(outputs), self._directions, self._generic)
+            broken = ~outputs.detach().isfinite().all(1)
+            sound = torch.where(broken[:, None], 0.0, outputs.detach())  # which have directions, unlike NaN
+            vectors = output_directions(sound, self._response(sound), self._directions, self._generic)
             scores = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
-            groups = vectors.split(TOGETHER)
-            for place, group in enumerate(groups):
-                behind = backward_passes(outputs, calls, group, last=place == len(groups) - 1)
-                for call, gradients in zip(calls, behind, strict=True):
+            groups = vectors.split(DIRECTIONS_PER_GROUP)
+            for position, group in enumerate(groups):
+                output_gradients = backward_passes(outputs, calls, group, last=position == len(groups) - 1)
+                for call, gradients in zip(calls, output_gradients, strict=True):
                     norms = call.part.norms(call, gradients, len(outputs))
                     for name, parameter in call.part.parameters.items():
                         scores += self._variances[id(parameter)] * norms[name].double().sum(1)
-        return scores.to(outputs.dtype)
+        return scores.masked_fill(broken, torch.nan).to(outputs.dtype)
 
     def _response(self, outputs: Tensor) -> Response:
         """Return what is measured, given whether the model ends in a softmax of its own."""
@@ -167,14 +169,14 @@ def find_closed_form(predictor: Predictor, batch: Any, **options: Any) -> Closed
     try:
         return ClosedForm(predictor, batch, **options)
     except UncountableError as error:
-        rank_zero_warn(UNCOUNTABLE.format(type(predictor.module).__name__, error, FALLBACK_PASSES))
+        rank_zero_warn(FALLBACK_WARNING.format(type(predictor.module).__name__, error, FALLBACK_PASSES))
         return None
 
 
 def check_not_dense(predictor: Predictor, outputs: Tensor) -> None:
     """Refuse outputs (B, C, *positions), for each position of which a closed form would take passes of its own."""
     if outputs.ndim > 2:
-        raise ValueError(DENSE.format(type(predictor.module).__name__, tuple(outputs.shape[1:])))
+        raise ValueError(DENSE_OUTPUT_ERROR.format(type(predictor.module).__name__, tuple(outputs.shape[1:])))
 
 
 class _Root(nn.Module):

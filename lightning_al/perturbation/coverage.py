@@ -21,9 +21,9 @@ from lightning_al.perturbation.parts import BarePart, LayerPart, ModulePart, Par
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
 from lightning_al.scoring.memory import is_out_of_memory
 
-PROBE = 7  # samples: few, and a prime, so that hardly another dimension has this length
-SHOWN = 6  # names in a message
-CHANGE = 1e-2  # relative change of a parameter that shows in the outputs if they depend on it
+NUM_PROBE_SAMPLES = 7  # samples: few, and a prime, so that hardly another dimension has this length
+MAX_NAMES = 6  # names in a message
+PROBE_CHANGE = 1e-2  # relative change of a parameter that shows in the outputs if they depend on it
 
 
 class UncountableError(RuntimeError):
@@ -79,7 +79,7 @@ class _Search:
         self.outputs, _ = watched_pass(root, self.batch, [])
         self.pending = self._take_norms(parameters)
         self.attentions = {
-            path: AttentionPart(module, self._own(path, module, ("in_proj_weight", "in_proj_bias")))
+            path: AttentionPart(module, self._exclusive_parameters(path, module, ("in_proj_weight", "in_proj_bias")))
             for path, module in self.modules.items()
             if isinstance(module, nn.MultiheadAttention) and can_be_opened(module)
         }
@@ -103,29 +103,34 @@ class _Search:
         mattering = [parameter for parameter in cut if self._matters(parameter)]
         if mattering:
             raise UncountableError(self.name(mattering) + ": the forward pass cuts off their gradient")
-        self.truth = {
+        self.expected_norms = {
             id(parameter): float(gradient.square().sum())
             for parameter, gradient in zip(parameters, gradients, strict=True)
             if gradient is not None
         }
-        return {id(parameter): parameter for parameter in parameters if id(parameter) in self.truth}
+        return {id(parameter): parameter for parameter in parameters if id(parameter) in self.expected_norms}
 
     def _matters(self, parameter: nn.Parameter) -> bool:
-        with torch.no_grad(), perturbed([parameter], [CHANGE * (parameter.abs() + parameter.abs().mean() + CHANGE)]):
+        with (
+            torch.no_grad(),
+            perturbed([parameter], [PROBE_CHANGE * (parameter.abs() + parameter.abs().mean() + PROBE_CHANGE)]),
+        ):
             return not torch.allclose(self.root(self.batch), self.outputs, rtol=1e-5, atol=1e-6)
 
     def name(self, parameters: Iterable[nn.Parameter]) -> str:
         """Name parameters for a message, as the user's module does."""
         names = [".".join(filter(None, self.owners[id(parameter)][0])) for parameter in parameters]
-        return ", ".join(name.removeprefix("module.") for name in names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
+        return ", ".join(name.removeprefix("module.") for name in names[:MAX_NAMES]) + (
+            ", ..." if names[MAX_NAMES:] else ""
+        )
 
-    def _own(self, path: str, module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    def _exclusive_parameters(self, path: str, module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
         """Return the pending parameters that a module alone holds, of these names."""
-        own = dict(module.named_parameters(recurse=False))
+        direct = dict(module.named_parameters(recurse=False))
         return {
-            name: own[name]
+            name: direct[name]
             for name in names
-            if name in own and id(own[name]) in self.pending and self.owners[id(own[name])] == [(path, name)]
+            if name in direct and id(direct[name]) in self.pending and self.owners[id(direct[name])] == [(path, name)]
         }
 
     def _watch_rows(self) -> dict[str, list[Tensor]]:
@@ -153,9 +158,9 @@ class _Search:
         """Return the layers whose norms are known."""
         parts: list[Part] = list(self.attentions.values())
         for path, layer in self.modules.items():
-            own = self._own(path, layer, ("weight", "bias"))
-            if own and known_norms(layer) is not None and self._has_rows(path):
-                parts.append(LayerPart(layer, own))
+            parameters = self._exclusive_parameters(path, layer, ("weight", "bias"))
+            if parameters and known_norms(layer) is not None and self._has_rows(path):
+                parts.append(LayerPart(layer, parameters))
         return parts
 
     def bare_parts(self) -> list[Part]:
@@ -164,7 +169,9 @@ class _Search:
         groups: dict[tuple[type, str], list[Part]] = {}
         for path, module in self.modules.items():
             if self._has_rows(path) and path not in self.attentions:
-                for name in self._own(path, module, [name for name, _ in module.named_parameters(recurse=False)]):
+                for name in self._exclusive_parameters(
+                    path, module, [name for name, _ in module.named_parameters(recurse=False)]
+                ):
                     groups.setdefault((type(module), name), []).append(BarePart(module, name))
         for group in groups.values():
             try:
@@ -185,11 +192,13 @@ class _Search:
                 names = dict(self.modules[around[key]].named_parameters())
                 name = next(name for name, candidate in names.items() if candidate is parameter)
                 members.setdefault(around[key], {})[name] = parameter
-            parts = [ModulePart(self.modules[path], own, len(self.outputs)) for path, own in members.items()]
+            parts = [
+                ModulePart(self.modules[path], parameters, len(self.outputs)) for path, parameters in members.items()
+            ]
             settled += self.settle(parts)
-            stuck = [parameter for key, parameter in self.pending.items() if not around[key]]
-            if stuck:
-                raise UncountableError(self.name(stuck) + ": no gradient of single samples")
+            uncounted = [parameter for key, parameter in self.pending.items() if not around[key]]
+            if uncounted:
+                raise UncountableError(self.name(uncounted) + ": no gradient of single samples")
             around = {key: self._enclosing([around[key].rpartition(".")[0]]) for key in self.pending}
         return settled
 
@@ -197,9 +206,9 @@ class _Search:
         """Return the innermost module around all paths that is called once; the root is."""
         parts = [path.split(".") for path in paths]
         common = parts[0]
-        for other in parts[1:]:
-            same = [one == two for one, two in zip(common, other, strict=False)]
-            common = common[: (*same, False).index(False)]
+        for path in parts[1:]:
+            equal = [first == second for first, second in zip(common, path, strict=False)]
+            common = common[: (*equal, False).index(False)]
         while common and len(self.rows[".".join(common)]) != 1:
             common = common[:-1]
         return ".".join(common)
@@ -210,8 +219,8 @@ class _Search:
         for part in parts:
             if id(part) not in right:
                 part.parameters = {}
-            for own in part.parameters.values():
-                self.pending.pop(id(own), None)
+            for parameter in part.parameters.values():
+                self.pending.pop(id(parameter), None)
         # an attention stays open for the layer behind it
         return [part for part in parts if part.parameters or isinstance(part, AttentionPart)]
 
@@ -225,38 +234,40 @@ class _Search:
         calls = [call for call in calls if call.part in parts]
         if not calls:
             return set()
-        times = Counter(id(call.part) for call in calls)
+        call_counts = Counter(id(call.part) for call in calls)
         right: set[int] = set()
         for call, gradients in zip(calls, backward_passes(outputs, calls, self.vector.unsqueeze(0)), strict=True):
             try:
                 norms = call.part.norms(call, gradients, len(outputs))
             except Exception:  # an operator without a rule for single samples, or a shape that is none of theirs
                 continue
-            own = call.part.parameters.items()
+            counted = call.part.parameters.items()
             # what adds next to nothing agrees with anything, so all must
-            if times[id(call.part)] == 1 and all(self._agrees(id(each), norms[name][:, 0]) for name, each in own):
+            if call_counts[id(call.part)] == 1 and all(
+                self._agrees(id(parameter), norms[name][:, 0]) for name, parameter in counted
+            ):
                 right.add(id(call.part))
         return right
 
     def _agrees(self, key: int, norms: Tensor) -> bool:
         expected = torch.zeros(len(norms), dtype=torch.float64)
-        expected[len(norms) // 2] = self.truth[key]
-        total = sum(self.weights[key] * norm for key, norm in self.truth.items())
+        expected[len(norms) // 2] = self.expected_norms[key]
+        total = sum(self.weights[key] * norm for key, norm in self.expected_norms.items())
         tolerance = 10 * torch.finfo(norms.dtype).eps ** 0.5
         off = (norms.double().cpu() - expected).abs() * self.weights[key]
         # what is nothing beside the score may be rounding
-        allowed = tolerance * self.weights[key] * self.truth[key] + tolerance**2 * total
+        allowed = tolerance * self.weights[key] * self.expected_norms[key] + tolerance**2 * total
         return len(norms) == len(self.outputs) and bool((off <= allowed).all())
 
 
 def _few_samples(root: nn.Module, batch: Any, outputs: Tensor) -> Any:
     """Return a few samples of a batch, or all where parts of it do not give the same outputs."""
-    if len(outputs) <= PROBE:
+    if len(outputs) <= NUM_PROBE_SAMPLES:
         return batch
     try:
-        few = take_rows(batch, torch.arange(PROBE, device=outputs.device), len(outputs))
+        few = take_rows(batch, torch.arange(NUM_PROBE_SAMPLES, device=outputs.device), len(outputs))
         with torch.no_grad():
-            same = torch.allclose(root(few), outputs[:PROBE], rtol=1e-3, atol=1e-4)
+            equal = torch.allclose(root(few), outputs[:NUM_PROBE_SAMPLES], rtol=1e-3, atol=1e-4)
     except Exception:  # a batch whose parts depend on one another, such as a graph's
         return batch
-    return few if same else batch
+    return few if equal else batch

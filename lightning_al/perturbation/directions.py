@@ -60,8 +60,8 @@ def _unit_vectors(weights: Tensor, directions: Directions, generic: Tensor) -> T
     classes = weights.shape[1]
     count = classes if directions == "all" else min(directions, classes)
     rank = weights.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    alone = [weights * (rank == place) for place in range(count - 1)]
-    return torch.stack([*alone, weights * _signs(generic) * (rank >= count - 1)])
+    separate = [weights * (rank == position) for position in range(count - 1)]
+    return torch.stack([*separate, weights * _signs(generic) * (rank >= count - 1)])
 
 
 def _eigenvectors(probs: Tensor, directions: Directions, generic: Tensor, with_null: bool) -> Tensor:
@@ -75,14 +75,16 @@ def _eigenvectors(probs: Tensor, directions: Directions, generic: Tensor, with_n
     vectors = torch.linalg.eigh(_top_block(probs, top)).eigenvectors.flip(2)  # (B, M, M), columns, largest first
     if size == classes and not with_null:
         vectors = vectors[:, :, : max(size - 1, 1)]  # the last one is constant, and probabilities sum to one
-    rest = torch.where(probs.new_zeros(len(probs), classes).scatter(1, top, 1.0) > 0, 0.0, _signs(generic))
+    unit_rows = torch.where(probs.new_zeros(len(probs), classes).scatter(1, top, 1.0) > 0, 0.0, _signs(generic))
     count = vectors.shape[2] if directions == "all" else min(directions, vectors.shape[2])
     last = vectors[:, :, count - 1 :]
     signs = _signs((generic[top].unsqueeze(1) @ last).squeeze(1))  # (B, left over)
     rows = torch.cat([vectors[:, :, : count - 1], (last @ signs.unsqueeze(2))], 2).transpose(1, 2)  # (B, D, M)
-    spread = probs.new_zeros(len(probs), count, classes).scatter(2, top.unsqueeze(1).expand(-1, count, -1), rows)
-    spread[:, -1] += rest
-    return spread
+    directions_in_classes = probs.new_zeros(len(probs), count, classes).scatter(
+        2, top.unsqueeze(1).expand(-1, count, -1), rows
+    )
+    directions_in_classes[:, -1] += unit_rows
+    return directions_in_classes
 
 
 def _top_block(probs: Tensor, top: Tensor) -> Tensor:
@@ -90,12 +92,12 @@ def _top_block(probs: Tensor, top: Tensor) -> Tensor:
     likely = probs.gather(1, top)
     block = -likely.unsqueeze(2) * likely.unsqueeze(1)
     # p (1 - p) from the probabilities of the others: 1 - p has no digits left where a sample is sure
-    others = torch.where(
+    complements = torch.where(
         torch.arange(likely.shape[1], device=probs.device) > 0,
         1 - likely,
         probs.scatter(1, top[:, :1], 0.0).sum(1, keepdim=True),
     )
-    block.diagonal(dim1=1, dim2=2).copy_(likely * others)
+    block.diagonal(dim1=1, dim2=2).copy_(likely * complements)
     return block
 
 

@@ -50,7 +50,7 @@ def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[T
     norms = known_norms(layer)
     assert norms is not None
     rows = len(inputs) // samples
-    size = rows * max(1, SLICE_NUMBERS // (rows * _held_numbers(layer, inputs, gradients)))
+    size = rows * max(1, SLICE_NUMBERS // (rows * _numbers_per_row(layer, inputs, gradients)))
     parts = [
         norms(layer, inputs[start : start + size], [gradient[start : start + size] for gradient in gradients], rows)
         for start in range(0, len(inputs), size)
@@ -58,15 +58,15 @@ def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[T
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _held_numbers(layer: Any, inputs: Tensor, gradients: Sequence[Tensor]) -> int:
+def _numbers_per_row(layer: Any, inputs: Tensor, gradients: Sequence[Tensor]) -> int:
     """Return how many numbers exist for each row of the inputs at a time: windows, and products of either kind."""
     weight = next(layer.parameters())
     if weight.ndim == 1:
         return int(inputs[0].numel())
     kernel = torch.Size(getattr(layer, "kernel_size", ())).numel()
     positions: int = gradients[0][0].numel() // weight.shape[0]
-    held: int = max(inputs[0].numel() * kernel, len(gradients) * min(weight.numel(), positions**2))
-    return held
+    count: int = max(inputs[0].numel() * kernel, len(gradients) * min(weight.numel(), positions**2))
+    return count
 
 
 def outer_product_norms(rows: Tensor, columns: Tensor) -> Tensor:
@@ -152,16 +152,16 @@ def _depthwise_norms(layer: Any, padded: Tensor, gradients: Sequence[Tensor], ro
     spans = [
         (stride * (size - 1) + 1, stride) for size, stride in zip(gradients[0].shape[2:], layer.stride, strict=True)
     ]
-    taps = [
+    kernel_offsets = [
         range(0, size * dilation, dilation) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
     ]
     norms = padded.new_zeros(len(padded) // rows, len(gradients))
-    for starts in product(*taps):
+    for starts in product(*kernel_offsets):
         places = [slice(start, start + span, stride) for start, (span, stride) in zip(starts, spans, strict=True)]
-        where: tuple[Any, ...] = (slice(None), slice(None), *places)
-        shifted = padded[where].unsqueeze(2)  # (B r, C, 1, *places)
+        window: tuple[Any, ...] = (slice(None), slice(None), *places)
+        shifted = padded[window].unsqueeze(2)  # (B r, C, 1, *places)
         along = [gradient.unflatten(1, (layer.groups, -1)) * shifted for gradient in gradients]
-        norms += summed_norms([tap.flatten(3).sum(3).flatten(1) for tap in along], rows)
+        norms += summed_norms([weight_gradient.flatten(3).sum(3).flatten(1) for weight_gradient in along], rows)
     return norms
 
 

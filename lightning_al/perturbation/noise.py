@@ -103,8 +103,8 @@ class Noise:
         if self.distribution == "uniform":
             return direction.uniform_(-1, 1, generator=generator)
         # the difference of two unit exponentials is Laplace with b = 1, without the logarithm of a zero
-        other = torch.empty_like(direction).exponential_(generator=generator)
-        return direction.exponential_(generator=generator).sub_(other)
+        subtrahend = torch.empty_like(direction).exponential_(generator=generator)
+        return direction.exponential_(generator=generator).sub_(subtrahend)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -145,7 +145,7 @@ def noisy_parameters(
     ]
     with torch.no_grad(), _RecordArguments() as record:
         run()
-    used = [parameter for parameter in trainable if id(parameter) in record.seen]
+    used = [parameter for parameter in trainable if id(parameter) in record.argument_ids]
     if not used:
         raise ValueError(
             f"{type(module).__name__} has no parameter to perturb: {len(trainable)} of its parameters train"
@@ -160,10 +160,10 @@ class _RecordArguments(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[int] = set()
+        self.argument_ids: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
+        self.argument_ids.update(id(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
         return func(*args, **(kwargs or {}))
 
 

@@ -115,18 +115,18 @@ class BarePart:
     def watch(self, calls: list[Call]) -> Iterator[None]:
         """Let copies stand in for the parameter."""
 
-        def put(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def insert_copies(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             copies = self._copies(tensors_in((args, kwargs))[0])
             calls.append(Call(self))
             calls[-1].expect_gradient(copies)
             vars(owner)[self.name] = copies  # found before the registered parameter
 
-        def take_away(*_: Any) -> None:
+        def remove_copies(*_: Any) -> None:
             vars(self.owner).pop(self.name, None)
 
         with (
-            self.owner.register_forward_pre_hook(put, with_kwargs=True),
-            self.owner.register_forward_hook(take_away, always_call=True),
+            self.owner.register_forward_pre_hook(insert_copies, with_kwargs=True),
+            self.owner.register_forward_hook(remove_copies, always_call=True),
         ):
             yield
 
@@ -167,7 +167,7 @@ class ModulePart:
         """Note the arguments and outputs of each call."""
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            outputs = {place: tensor for place, tensor in enumerate(tensors_in(output)) if tensor.requires_grad}
+            outputs = {position: tensor for position, tensor in enumerate(tensors_in(output)) if tensor.requires_grad}
             if not outputs:
                 return
             calls.append(Call(self, inputs=(args, kwargs)))
@@ -175,58 +175,64 @@ class ModulePart:
                 calls[-1].expect_gradient(tensor)
             if not self._outputs:
                 self._inputs = [self._dimension(tensor) for tensor in tensors_in((args, kwargs))]
-                self._outputs = {place: self._dimension(tensor) for place, tensor in outputs.items()}
+                self._outputs = {position: self._dimension(tensor) for position, tensor in outputs.items()}
 
         with self.module.register_forward_hook(note, with_kwargs=True):
             yield
 
     def _dimension(self, tensor: Tensor) -> int | None:
-        return next((place for place in range(min(tensor.ndim, 2)) if tensor.shape[place] == self._samples), None)
+        return next(
+            (position for position in range(min(tensor.ndim, 2)) if tensor.shape[position] == self._samples), None
+        )
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
         """Return the norms of the gradients of one sample after another."""
-        behind = [torch.stack(along) for along in zip(*gradients, strict=True)]  # by output; (D, ...)
+        output_gradients = [torch.stack(along) for along in zip(*gradients, strict=True)]  # by output; (D, ...)
         tensors = [tensor.detach() for tensor in tensors_in(call.inputs)]
         # fused attention has no rule for single samples, and what is vectorized by a loop is none of the user's doing
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
             if self._vectorizes:
                 try:
-                    return self._vectorized(call.inputs, tensors, behind)
+                    return self._vectorized(call.inputs, tensors, output_gradients)
                 except RuntimeError as error:
                     if is_out_of_memory(error):
                         raise
                     self._vectorizes = False  # an operator has no rule, such as those of recurrence
-            return self._one_by_one(call.inputs, tensors, behind, samples)
+            return self._one_by_one(call.inputs, tensors, output_gradients, samples)
 
-    def _vectorized(self, arguments: Any, tensors: list[Tensor], behind: list[Tensor]) -> Norms:
-        dimensions = [None if place is None else place + 1 for place in self._outputs.values()]
+    def _vectorized(self, arguments: Any, tensors: list[Tensor], output_gradients: list[Tensor]) -> Norms:
+        dimensions = [None if position is None else position + 1 for position in self._outputs.values()]
 
-        def one(tensors: list[Tensor], behind: list[Tensor]) -> Norms:
-            batch = [_restored(*pair) for pair in zip(tensors, self._inputs, strict=True)]
-            along = [_restored(*pair) for pair in zip(behind, dimensions, strict=True)]
+        def sample_norms(tensors: list[Tensor], output_gradients: list[Tensor]) -> Norms:
+            batch = [_as_batch_of_one(*pair) for pair in zip(tensors, self._inputs, strict=True)]
+            along = [_as_batch_of_one(*pair) for pair in zip(output_gradients, dimensions, strict=True)]
             pull_back = vjp(lambda values: self._run(values, arguments, batch), self._values())[1]
             # one direction after another: not every operator has a right rule for two dimensions at once
-            pulled = [pull_back(list(own))[0] for own in zip(*along, strict=True)]
-            return {name: torch.stack([each[name].square().sum() for each in pulled]) for name in self.parameters}
+            pulled = [pull_back(list(vectors))[0] for vectors in zip(*along, strict=True)]
+            return {
+                name: torch.stack([gradients[name].square().sum() for gradients in pulled]) for name in self.parameters
+            }
 
-        held = len(behind[0]) * sum(parameter.numel() for parameter in self.parameters.values())
-        each = vmap(one, (self._inputs, dimensions), chunk_size=max(1, VMAP_NUMBERS // held))
+        gradient_numbers = len(output_gradients[0]) * sum(parameter.numel() for parameter in self.parameters.values())
+        per_sample = vmap(sample_norms, (self._inputs, dimensions), chunk_size=max(1, VMAP_NUMBERS // gradient_numbers))
         with torch.no_grad():
-            return each(tensors, behind)
+            return per_sample(tensors, output_gradients)
 
-    def _one_by_one(self, arguments: Any, tensors: list[Tensor], behind: list[Tensor], samples: int) -> Norms:
+    def _one_by_one(self, arguments: Any, tensors: list[Tensor], output_gradients: list[Tensor], samples: int) -> Norms:
         norms: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
         dimensions = list(self._outputs.values())
         values = {name: value.requires_grad_() for name, value in self._values().items()}
         for sample in range(samples):
-            batch = [_sample(tensor, place, sample) for tensor, place in zip(tensors, self._inputs, strict=True)]
+            batch = [_sample(tensor, position, sample) for tensor, position in zip(tensors, self._inputs, strict=True)]
             with torch.enable_grad():
                 outputs = self._run(values, arguments, batch)
             squares = []
-            for along in zip(*behind, strict=True):  # one direction
-                own = [_sample(gradient, place, sample) for gradient, place in zip(along, dimensions, strict=True)]
-                pulled = torch.autograd.grad(outputs, list(values.values()), own, retain_graph=True)
+            for along in zip(*output_gradients, strict=True):  # one direction
+                vectors = [
+                    _sample(gradient, position, sample) for gradient, position in zip(along, dimensions, strict=True)
+                ]
+                pulled = torch.autograd.grad(outputs, list(values.values()), vectors, retain_graph=True)
                 squares.append([gradient.square().sum() for gradient in pulled])
             for name, along_all in zip(values, zip(*squares, strict=True), strict=True):
                 norms[name].append(torch.stack(along_all))
@@ -240,10 +246,10 @@ class ModulePart:
         tensors = iter(batch)
         args, kwargs = apply_to_collection(arguments, Tensor, lambda _: next(tensors))
         outputs = tensors_in(functional_call(self.module, values, args, kwargs))
-        return [outputs[place] for place in self._outputs]
+        return [outputs[position] for position in self._outputs]
 
 
-def _restored(tensor: Tensor, dimension: int | None) -> Tensor:
+def _as_batch_of_one(tensor: Tensor, dimension: int | None) -> Tensor:
     """Give a tensor without its samples a batch of one."""
     return tensor if dimension is None else tensor.unsqueeze(dimension)
 

@@ -121,7 +121,14 @@ def noise_stability(
             scores.append(within_memory(measure, chunk, limit).float().cpu())
     if not scores:
         raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
-    return torch.cat(scores)
+    all_scores = torch.cat(scores)
+    broken = (~all_scores.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"`noise_stability(batches=...)`: {len(broken)} of {len(all_scores)} samples have NaN or infinite scores, "
+            f"first {broken[:5]} (rows). Look for a diverged training or broken inputs."
+        )
+    return all_scores
 
 
 class SeededPasses(NamedTuple):

@@ -47,7 +47,7 @@ def backward_passes(
     start = 0
     for call in calls:
         stop = start + len(call.edges)
-        behind = [
+        output_gradients = [
             [
                 outputs.new_zeros(shape) if gradient is None else gradient
                 for gradient, shape in zip(along[start:stop], call.shapes, strict=True)
@@ -56,5 +56,5 @@ def backward_passes(
         ]
         for along in gradients:
             along[start:stop] = [None] * len(call.edges)  # memory of which the rest has no more need
-        yield behind
+        yield output_gradients
         start = stop

@@ -1,1 +1,1 @@
-"""Every file that a run leaves: its schema, one writer, one reader."""
+"""The files of a run folder, each with its schema, one writer and one reader."""

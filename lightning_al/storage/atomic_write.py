@@ -1,7 +1,8 @@
-"""Files that a crash cannot leave half-written."""
+"""Write files atomically, so that a crash leaves none half-written."""
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,20 +10,20 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` so that `path` holds either the old content or all of the new one, whatever happens.
+    """Write a file that holds either the old content or all of the new one, also after a crash.
 
     The text goes to a temporary file beside `path`, is forced to disk and then renamed over it; a rename within
     one folder is atomic. The folder is synced too, or a power cut could still lose the new name.
 
     Args:
         path: The file to replace; missing parent folders are made.
-        text: The whole new content.
+        text: The complete new content.
 
     Raises:
-        OSError: If the disk refuses; the old file is then untouched.
+        OSError: If the file cannot be written; the old file is then unchanged.
 
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and the file it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -30,10 +31,7 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private to the user; keep what an ordinary open() would have given
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, _mode_for(path))  # mkstemp makes files private to the user
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -47,12 +45,21 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             os.close(folder)
 
 
+def _mode_for(path: Path) -> int:
+    """Return the mode of the old file, or what an ordinary `open` would give a new one."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder beside the old one, and put it in the old one's place once everything is there.
+    """Replace a folder by a new one, once the new one is complete.
 
     Args:
-        folder: Replaced if it is there; left as it is after an exception.
+        folder: The folder to replace; it need not exist, and is unchanged after an exception.
 
     Yields:
         An empty folder to write into.

@@ -1,4 +1,4 @@
-"""The record of a run that was finished by a comparison, `finished.json`; it is written once, at the very end."""
+"""The record of a finished run of a comparison, `finished.json`, written once, when the run ends."""
 
 import json
 import re
@@ -15,14 +15,14 @@ RUN_NAME = re.compile(r"(.+)-seed-\d+")  # the run folders of a comparison
 
 @dataclass(frozen=True)
 class CompletionRecord:
-    """What a finished run was made with.
+    """The settings of a finished run, and how long it took.
 
     Attributes:
         strategy: The name of the strategy, that of its file.
-        seed: Of labels, network and training.
+        seed: Seed of labels, network and training.
         settings: `config` (the content of each file by name), `strategy` (that of its file), `arguments`.
-        command: What repeats the run.
-        minutes: How long its process took.
+        command: The command that repeats the run.
+        minutes: Minutes that its process took.
 
     """
 

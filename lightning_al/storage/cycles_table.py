@@ -16,10 +16,10 @@ CycleRow: TypeAlias = dict[str, int | float]
 
 @dataclass(frozen=True)
 class CycleRecord:
-    """What is kept about one finished cycle.
+    """The record of one finished cycle.
 
     Attributes:
-        cycle: Its number, from 0.
+        cycle: The number of the cycle, from 0.
         labeled: How many labeled samples it trained on.
         queried: How many samples its query labeled.
         fit_seconds: Time of the fit without the query.
@@ -80,7 +80,7 @@ def read_cycles(path: Path) -> list[CycleRecord]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedFileError: If a row lacks a column or holds something else than a number, naming both.
+        DamagedFileError: If a row lacks a column or a value is no number, naming row and column.
 
     """
     with path.open(encoding="utf-8", newline="") as file:

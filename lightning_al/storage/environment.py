@@ -1,4 +1,4 @@
-"""What a run was made with, so that its numbers can be made again."""
+"""Versions and hardware of a run, so that it can be reproduced."""
 
 import platform
 from contextlib import suppress
@@ -11,24 +11,24 @@ PACKAGES = ("lightning-al", "lightning", "torch", "torchvision", "torchmetrics",
 
 
 def environment_of(trainer: Trainer) -> dict[str, str]:
-    """Name the versions and the hardware of a trainer.
+    """Return the versions of packages and the hardware of a trainer.
 
     Args:
-        trainer: Its strategy knows the device and how many processes there are.
+        trainer: Its strategy has the device and the number of processes.
 
     Returns:
         Versions by package, `python`, `device` and `processes`.
 
     Example:
-        >>> found = environment_of(Trainer(accelerator="cpu", logger=False, enable_progress_bar=False))
-        >>> found["device"], found["processes"], found["torch"] == torch.__version__.split("+")[0]
+        >>> environment = environment_of(Trainer(accelerator="cpu", logger=False, enable_progress_bar=False))
+        >>> environment["device"], environment["processes"], environment["torch"] == torch.__version__.split("+")[0]
         ('cpu', '1', True)
 
     """
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        with suppress(PackageNotFoundError):  # used from a source tree
-            found[package] = version(package).split("+")[0]
+        with suppress(PackageNotFoundError):  # a package that is used from a source tree has no version
+            versions[package] = version(package).split("+")[0]
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return found | {"device": name, "processes": str(trainer.world_size)}
+    return versions | {"device": name, "processes": str(trainer.world_size)}

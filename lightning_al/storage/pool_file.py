@@ -14,13 +14,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Labeling:
-    """One act of labeling: the samples that joined the labeled part together.
+    """Samples that were labeled together, by one query or as the initial set.
 
     Attributes:
-        strategy: What chose them: `"initial"`, the class name of an acquisition, or whatever the caller says.
+        strategy: What chose them: `"initial"`, the class name of an acquisition, or another name by the caller.
         indices: Dataset indices, in the order in which they were picked.
         scores: One score per index (larger means 'label first'), or None where the strategy has none.
-        seconds: How long the parts of the choice took, by name.
+        seconds: Seconds that each step of the query took, by name.
 
     """
 
@@ -35,7 +35,7 @@ class StoredLabeling(Labeling):
     """A labeling as the file holds it, with its position.
 
     Attributes:
-        cycle: The position in the history, so that a file put in another order is noticed.
+        cycle: The position in the history, to detect a file in another order.
 
     """
 
@@ -61,7 +61,7 @@ class PoolFile:
 
 
 def write_pool(path: str | os.PathLike[str], size: int, fingerprint: str, history: Sequence[Labeling]) -> None:
-    """Write a pool as JSON, atomically, with one line per cycle: small enough to compare, and to read in an editor."""
+    """Write a pool as JSON, atomically, with one line per cycle, so that versions are easy to compare."""
     head = {"schema_version": SCHEMA_VERSION, "size": size, "fingerprint": fingerprint}
     entries = [
         json.dumps({"cycle": cycle, **asdict(labeling)}, allow_nan=False) for cycle, labeling in enumerate(history)

@@ -1,4 +1,4 @@
-"""What a query leaves for the report: `query.json` and `picked.csv`, with the media of the picks beside them."""
+"""The files of a query for the report: `query.json` and `picked.csv`, beside the media of the picks."""
 
 import csv
 import io
@@ -10,8 +10,10 @@ from pathlib import Path
 from lightning_al.storage.atomic_write import write_atomically
 from lightning_al.storage.schema import from_mapping, read_json
 
-NUM_QUANTILES = 21  # 0, 5, ..., 100 %
-PLOTTED_QUANTILES = {"q05": 1, "q25": 5, "q50": 10, "q75": 15, "q95": 19}  # positions among 0, 5, ..., 100 %
+# The quantiles at 0, 5, ..., 100 %: a step of 5 % shows the shape of a distribution.
+NUM_QUANTILES = 21
+# The position of each logged quantile among those at 0, 5, ..., 100 %.
+PLOTTED_QUANTILES = {"q05": 1, "q25": 5, "q50": 10, "q75": 15, "q95": 19}
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,16 @@ class QueryFile:
 
 @dataclass(frozen=True)
 class PickRow:
-    """One row of `picked.csv`; what is unknown is empty.
+    """One row of `picked.csv`; an unknown value is an empty string.
 
     Attributes:
-        index: Of the dataset.
+        index: The dataset index.
         rank: 0 for the first pick.
-        score: What the strategy measured.
+        score: The score by the strategy.
         predicted: The predicted class, or the value of a regression.
         label: The class.
         file: The name of a picture or recording in the same folder.
-        text: The sample, where it is a text.
+        text: The sample if it is a text.
 
     """
 
@@ -65,7 +67,7 @@ def write_query(folder: Path, query: QueryFile, picks: Sequence[PickRow]) -> Non
 
 
 def read_query(folder: Path) -> tuple[QueryFile, list[PickRow]] | None:
-    """Read both files; return None where one is missing, since a report does without.
+    """Return the content of both files, or None if one is missing, which a report allows.
 
     Raises:
         DamagedFileError: If a file does not hold what `write_query` wrote, naming the file and the field.

@@ -1,4 +1,4 @@
-"""The folder of a run: which file lies where, what may continue there, and setting an old run aside."""
+"""The folder of a run: the paths of its files, the checks before a run continues, and `overwrite`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_al.storage.cycles_table import CycleRecord, read_cycles, write_cycles
+from lightning_al.storage.pool_file import Labeling
 from lightning_al.storage.settings import describe_changes, plain, read_settings, write_settings
 
 
 class RunRefusedError(ValueError):
-    """A run that must not begin or go on here; the message says why, and what to do."""
+    """A run that must not start or continue in a folder; the message states the reason and the remedy."""
 
 
 class RunFolder:
@@ -36,7 +37,7 @@ class RunFolder:
         return self.path / f"cycle-{cycle:02d}"
 
     def preview_dir(self, cycle: int) -> Path:
-        """Return the folder of what the query at the end of a cycle picked."""
+        """Return the folder for the picks of the query at the end of a cycle."""
         return self.cycle(cycle) / "picked"
 
     def weights(self, cycle: int) -> Path:
@@ -45,7 +46,7 @@ class RunFolder:
 
     @rank_zero_only
     def write_weights(self, cycle: int, model: LightningModule) -> None:
-        """Keep the weights of a cycle for the next one, which may run in another process."""
+        """Write the weights of a cycle for the next one, which may run in another process."""
         self.cycle(cycle).mkdir(parents=True, exist_ok=True)
         partial = self.weights(cycle).with_suffix(".tmp")
         torch.save({"state_dict": model.state_dict()}, partial)
@@ -63,10 +64,38 @@ class RunFolder:
             return []
         if not self.pool_file.exists():
             raise RunRefusedError(
-                f"{self.cycles_file} counts finished cycles, but there is no {self.pool_file.name} beside it that says "
-                "what they labeled. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
+                f"{self.cycles_file} lists finished cycles, but {self.pool_file.name} beside it, which holds their "
+                "labels, is missing. Restore it, or set the old run aside with `overwrite` (`--overwrite`)."
             )
         return read_cycles(self.cycles_file)
+
+    def check_records(self, records: Sequence[CycleRecord], history: Sequence[Labeling]) -> None:
+        """Refuse records that the pool contradicts, such as those beside a pool from an older backup.
+
+        Args:
+            records: Those of `cycles.csv`.
+            history: The labelings of `pool.json`.
+
+        Raises:
+            RunRefusedError: With the row and what the pool says; or if the settings of a run with records are missing.
+
+        """
+        labeled = 0
+        for position, record in enumerate(records):
+            labeled += len(history[position].indices) if position < len(history) else 0
+            queried = len(history[position + 1].indices) if position + 1 < len(history) else 0
+            expected = (position, labeled, queried)
+            if (record.cycle, record.labeled, record.queried) != expected:
+                raise RunRefusedError(
+                    f"{self.cycles_file}, row {position + 1} does not fit {self.pool_file.name}: expected cycle, labeled "
+                    f"and queried {expected}, got {(record.cycle, record.labeled, record.queried)}. Restore both "
+                    "files from the same moment, or set the run aside with `overwrite` (`--overwrite`)."
+                )
+        if records and not self.config_file.exists():
+            raise RunRefusedError(
+                f"{self.path} holds finished cycles, but no {self.config_file.name} says with which settings. Restore "
+                "it, or set the run aside with `overwrite` (`--overwrite`)."
+            )
 
     def lacks_cycles(self) -> bool:
         """Return whether fewer cycles are finished than `config.yaml` asks for, though samples are left to query."""
@@ -83,7 +112,7 @@ class RunFolder:
         write_cycles(self.cycles_file, records)
 
     def check_config(self, config: Mapping[str, Any], may_change: Collection[str], finished: int) -> None:
-        """Refuse to continue a run with another configuration, and say so if the run goes on.
+        """Raise if a run would continue with another configuration; log that the run continues.
 
         Args:
             config: Nested settings that YAML can hold.
@@ -100,8 +129,8 @@ class RunFolder:
         changes = describe_changes(before, plain(config), may_change)
         if changes:
             raise RunRefusedError(
-                f"The run in {self.path} was begun with another configuration ({changes}). Choose another run folder, "
-                "restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
+                f"The run in {self.path} was started with another configuration ({changes}). Choose another run "
+                "folder, restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
             )
         rank_zero_info(
             f"Continuing the run in {self.path} after {finished} finished cycle{'' if finished == 1 else 's'}."
@@ -114,10 +143,10 @@ class RunFolder:
 
     @rank_zero_only
     def set_aside(self) -> None:
-        """Rename the folder of an old run, so that a new one can begin.
+        """Rename the folder of an old run, so that a new one can start.
 
         Raises:
-            RunRefusedError: If the folder is the working directory or holds it.
+            RunRefusedError: If the folder is the working directory or contains it.
 
         """
         if not self.pool_file.exists() and not self.cycles_file.exists():

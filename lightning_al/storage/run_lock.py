@@ -1,4 +1,4 @@
-"""One run folder belongs to one process group at a time: a lock that its first process holds."""
+"""The lock of a run folder: one process group at a time uses a folder, and its first process holds the lock."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from lightning_al.storage.run_folder import RunRefusedError
 def locked_run(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder, on the first process of a group.
 
-    The operating system releases the lock when the process ends, however it ends, so a lock is never stale. It lies
-    beside the folder and not inside, since the folder of an old run may be renamed.
+    The operating system releases the lock when the process ends, however it ends, so a lock is never stale. The lock
+    file lies beside the folder and not inside, since the folder of an old run may be renamed.
 
     Args:
         folder: The run folder; need not exist.

@@ -1,4 +1,4 @@
-"""Dataclasses read from files: every field is checked, and an error names the file and the field."""
+"""Read dataclasses from files: every field is checked, and an error names the file and the field."""
 
 import json
 import types
@@ -12,16 +12,16 @@ REMEDY = "restore the file from a copy, or use the version of lightning_al that 
 
 
 class DamagedFileError(ValueError):
-    """A file of a run that does not hold what its writer wrote; the message names the file and the field."""
+    """A file of a run with missing or wrong content; the message names the file and the field."""
 
 
 def from_mapping(schema: type[T], values: Any, source: str) -> T:
-    """Return a dataclass filled from the values that a file holds.
+    """Return a dataclass made from the values of a file.
 
     Args:
-        schema: The dataclass; its annotations say what is expected.
-        values: A mapping from field names to values; names that are no fields are left out.
-        source: The file, and where in it, for messages.
+        schema: The dataclass; its annotations are the expected types.
+        values: A mapping from field names to values; names that are no fields are ignored.
+        source: The file, and the position in it, for messages.
 
     Returns:
         An instance of `schema`.
@@ -54,7 +54,7 @@ def from_mapping(schema: type[T], values: Any, source: str) -> T:
 
 
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -79,7 +79,7 @@ def read_json(schema: type[T], path: Path) -> T:
 
 
 def _convert(expected: Any, value: Any, source: str, name: str) -> Any:
-    """Return a value as its annotation asks for, entries of containers included."""
+    """Return a value, and the entries of a container, as the types of its annotation."""
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any:
         return value

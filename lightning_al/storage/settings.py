@@ -9,8 +9,8 @@ import yaml
 from lightning_al.storage.atomic_write import write_atomically
 from lightning_al.storage.schema import REMEDY, DamagedFileError
 
-# What may change between the processes that continue a run. Some of these still reach the picks: another device or
-# number of processes trains other weights. They are free because a run often has to go on elsewhere.
+# Settings that may change when a run is continued. Devices, strategy and accelerator can change the picks all the same,
+# because training rounds otherwise there; they are allowed because a run often has to continue on another machine.
 RESUMABLE_SETTINGS = (
     "config",
     "cycles",
@@ -49,18 +49,18 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def may_change(name: str, resumable: Collection[str]) -> bool:
-    """Return whether a dotted name, or what it lies under, is among those that may change."""
+    """Return whether a dotted name, or a prefix of it, is among those that may change."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in resumable)
 
 
 def describe_changes(before: Any, after: Any, resumable: Collection[str] = (), missing: Any = None) -> str:
-    """Return which settings differ, as text for a refusal; empty if none does.
+    """Return the settings that differ, as text for an error message; empty if none does.
 
     Args:
         before: Nested settings.
         after: Nested settings.
         resumable: Dotted names of settings that may differ; a name takes everything below it.
-        missing: What a setting counts as where it is not set.
+        missing: The value of a setting that is not set.
 
     """
     old, new = flatten(before), flatten(after)
@@ -72,7 +72,7 @@ def describe_changes(before: Any, after: Any, resumable: Collection[str] = (), m
 
 
 def plain(value: Any) -> Any:
-    """Return settings as YAML holds them: mappings, lists, strings and numbers."""
+    """Return settings as types that YAML has: mappings, lists, strings and numbers."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

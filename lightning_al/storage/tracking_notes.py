@@ -1,4 +1,4 @@
-"""What trackers remember from process to process, `tracking.json`."""
+"""The state of trackers between processes, `tracking.json`."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -14,9 +14,9 @@ class TrackingNotes:
     """Notes of the trackers of one run.
 
     Attributes:
-        steps: The last step of training of each finished cycle, at which the next one goes on.
-        environments: Versions and hardware, each from its `cycle` on.
-        logger_runs: What a tracker needs to continue its run, by the name of the tracker: `id` and `processes`.
+        steps: The last training step of each finished cycle, from which the next one counts on.
+        environments: Versions and hardware, each with the `cycle` from which it applies.
+        logger_runs: `id` and `processes` of the run that a tracker continues, by the name of the tracker.
 
     """
 
@@ -26,7 +26,7 @@ class TrackingNotes:
 
 
 def read_notes(path: Path) -> TrackingNotes:
-    """Return the notes; empty ones if the file is missing or damaged, which loses no label and no figure."""
+    """Return the notes; empty ones if the file is missing or damaged, which loses no label and no metric."""
     try:
         return read_json(TrackingNotes, path)
     except (OSError, DamagedFileError):
@@ -34,5 +34,5 @@ def read_notes(path: Path) -> TrackingNotes:
 
 
 def update_notes(path: Path, **changes: Any) -> None:
-    """Replace some fields of the notes, and keep the others."""
+    """Write notes with some fields replaced."""
     write_atomically(path, json.dumps(asdict(replace(read_notes(path), **changes)), indent=1) + "\n")

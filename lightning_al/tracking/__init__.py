@@ -1,5 +1,5 @@
-"""What a query and a cycle report to loggers and to a person."""
+"""Reports of queries and cycles to loggers and to the terminal."""
 
-from lightning_al.tracking import wandb  # which registers its tracker: a new tracker is a file, and a name here
+from lightning_al.tracking import wandb  # the import registers its tracker; import a new tracker here, too
 
 __all__ = ["wandb"]

@@ -1,4 +1,4 @@
-"""The cycles of a run as text for the terminal."""
+"""Format the cycles of a run as text for the terminal."""
 
 from lightning_al.report.tables import format_number, format_text_table
 from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRow

@@ -1,4 +1,4 @@
-"""What loggers learn in the course of a run of cycles."""
+"""Report the cycles of a run to loggers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ from lightning_al.tracking.tracker import tracker_for
 class CycleTracker:
     """Report the cycles of a run to the loggers of its trainers.
 
-    Every cycle has a fresh trainer, whose loggers would count its steps from zero and draw all cycles over each other.
-    Here the step under which values are logged goes on; `trainer.global_step`, schedules and checkpoints count as ever.
+    Every cycle has a fresh trainer, which would log its steps from zero, so that the curves of all cycles overlap. Here
+    the logged step continues from cycle to cycle; `trainer.global_step`, schedules and checkpoints are not changed.
 
     Args:
-        folder: The run folder, which remembers how far the steps got.
+        folder: The run folder, which stores the last step of each cycle.
         config: The settings of the run.
-        target: Values of test metrics whose cost in labels is reported.
+        target: Values of test metrics; the number of labels they took is reported.
 
     """
 
@@ -32,10 +32,10 @@ class CycleTracker:
         self.folder = folder
         self.config = config
         self.target = target
-        self._begun: list[Logger] = []  # whose trackers have described this run
+        self._described_loggers: list[Logger] = []  # whose trackers have described this run
 
     def begin_cycle(self, trainer: Trainer, cycle: int) -> None:
-        """Let the steps of a cycle begin where those of the cycle before ended."""
+        """Describe the run, note the environment, and continue the logged steps of the cycle before."""
         self._begin_run(trainer.loggers)
         with warn_on_failure("Noting versions and hardware"):
             self._note_environment(trainer, cycle)
@@ -47,7 +47,7 @@ class CycleTracker:
 
     @rank_zero_only
     def end_cycle(self, trainer: Trainer, records: Sequence[CycleRecord]) -> None:
-        """Log the record of a cycle, and remember how far its steps got."""
+        """Log the record of a cycle, and store its last step."""
         latest = records[-1]
         ended = read_notes(self.folder.notes_file).steps[: latest.cycle]
         if len(ended) == latest.cycle:
@@ -63,14 +63,14 @@ class CycleTracker:
     @rank_zero_only
     def _begin_run(self, loggers: Sequence[Logger]) -> None:
         for logger in loggers:
-            if logger not in self._begun:
-                self._begun.append(logger)
+            if logger not in self._described_loggers:
+                self._described_loggers.append(logger)
                 with warn_on_failure(type(logger).__name__):
                     tracker_for(logger).begin_run(self.folder, self.config, self.target)
 
     @rank_zero_only
     def _note_environment(self, trainer: Trainer, cycle: int) -> None:
-        """Remember versions and hardware, once more if the run goes on with others."""
+        """Store versions and hardware, again whenever they change."""
         environments = read_notes(self.folder.notes_file).environments
         current = environment_of(trainer)
         if not environments or environments[-1] != {"cycle": environments[-1].get("cycle"), **current}:

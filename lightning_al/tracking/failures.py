@@ -1,19 +1,19 @@
-"""A logger that fails costs a warning, never a cycle."""
+"""Turn failures of loggers into warnings, so that they never stop a cycle."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-_already_warned: set[str] = set()  # what was warned of
+_already_warned: set[str] = set()  # messages, so that each is shown once
 
 
 @contextmanager
-def warn_on_failure(what: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a warning, once for each kind of error, and go on.
+def warn_on_failure(subject: str) -> Iterator[None]:
+    """Turn an exception inside into a warning, once for each message, and go on.
 
     Args:
-        what: Who failed, at the beginning of the warning.
+        subject: The beginning of the warning: what failed.
 
     """
     try:
@@ -21,13 +21,13 @@ def warn_on_failure(what: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         warn_once(
-            f"{what} failed ({type(error).__name__}: {reason}). The cycle goes on and its labels are safe; what was to "
-            "be logged or shown is missing."
+            f"{subject} failed ({type(error).__name__}: {reason}). The cycle goes on and its labels are safe; what was "
+            "to be logged or shown is missing."
         )
 
 
 def warn_once(message: str) -> None:
-    """Warn of something the first time only, in this process."""
+    """Warn the first time that a process has this message."""
     if message not in _already_warned:
         _already_warned.add(message)
         rank_zero_warn(message)

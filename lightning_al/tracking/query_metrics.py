@@ -1,4 +1,4 @@
-"""What a finished query reports: its metrics to every logger, and its picks to those that show more."""
+"""Log a finished query: its metrics to every logger, and its picks to trackers that show them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +15,18 @@ from lightning_al.tracking.tracker import tracker_for
 
 @rank_zero_only
 def track_query(loggers: Sequence[Logger], summary: QuerySummary | None, preview_dir: Path | None = None) -> None:
-    """Log what a query did, and keep it for the report.
+    """Log a query, and write it for the report.
 
     Args:
         loggers: The trainer's loggers, still open at fit end.
-        summary: What the query did; None on processes that do not look.
-        preview_dir: Where to write it.
+        summary: The summary of the query; None on other processes than the first.
+        preview_dir: The folder for the report's files; None writes none.
 
     """
     if summary is None:
         return
     if preview_dir is not None:
-        with warn_on_failure("Writing what was picked"):
+        with warn_on_failure("Writing the picks"):
             write_summary(summary, preview_dir)
     metrics = query_metrics(summary)
     for logger in loggers:
@@ -37,10 +37,10 @@ def track_query(loggers: Sequence[Logger], summary: QuerySummary | None, preview
 
 
 def query_metrics(summary: QuerySummary) -> dict[str, float]:
-    """Return the metrics of a query under the names that loggers see.
+    """Return the metrics of a query under the names that are logged.
 
     Args:
-        summary: What the query did.
+        summary: The summary of the query.
 
     Returns:
         Numbers by name, such as `al/queried`, `al/score_seconds`, `al/score/pool/q50` and `al/label/3`.

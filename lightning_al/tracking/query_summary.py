@@ -1,4 +1,4 @@
-"""What a query did: metrics, the scores of all candidates, and the first of its picks for a person to look at."""
+"""The summary of a query: metrics, the scores of all candidates, and previews of its first picks."""
 
 import math
 from collections import Counter
@@ -22,20 +22,21 @@ from lightning_al.scoring.transfer import make_transfer
 from lightning_al.storage.pool_file import Labeling
 from lightning_al.storage.query_files import NUM_QUANTILES
 
-MAX_COUNTED_CLASSES = 50  # above which the classes of the picks are not counted one by one
+# Picks of more classes than this log no count per class, which would be too many curves.
+MAX_COUNTED_CLASSES = 50
 
 
 @dataclass(frozen=True)
 class PickedSample:
-    """One sample that was picked, as a person sees it.
+    """One sample that was picked, as it is displayed.
 
     Attributes:
-        index: Of the dataset.
+        index: The dataset index.
         rank: 0 for the first pick.
-        score: What the strategy measured, if that is a number.
+        score: The score by the strategy, if it has one.
         predicted: The predicted class, or the value of a regression with one output; None for other outputs.
-        label: The class, where the dataset knows it.
-        media: What the dataset gives, as a picture, a recording or a text.
+        label: The class, if the dataset has it.
+        media: The sample as a picture, a recording or a text.
 
     """
 
@@ -49,11 +50,11 @@ class PickedSample:
 
 @dataclass(frozen=True)
 class QuerySummary:
-    """What a query did.
+    """The summary of a query.
 
     Attributes:
-        pool: The pool after it; the last entry of its history is what the query labeled.
-        metrics: Numbers by name: what the strategy reports, `candidates`, and as far as they are known `redundancy`,
+        pool: The pool after the query, whose picks are the last entry of its history.
+        metrics: Numbers by name: those of the strategy, `candidates`, and if they can be computed `redundancy`,
             `label_entropy` (nats) and `label/<class>` (how many of each class were labeled).
         candidate_scores: (N,) scores of all candidates, on the CPU; None where the strategy has none.
         picks: The first picks.
@@ -67,7 +68,7 @@ class QuerySummary:
 
     @property
     def labeling(self) -> Labeling:
-        """What the query labeled."""
+        """The picks of the query."""
         return self.pool.history[-1]
 
     @property
@@ -94,15 +95,15 @@ def summarize_query(
     candidate_scores: Tensor | None,
     num_preview_samples: int,
 ) -> QuerySummary | None:
-    """Look at what the last query picked: one more forward pass over the picks, on the first process.
+    """Summarize the last query by one more forward pass over its picks, on the first process.
 
     Args:
         trainer: The trainer at fit end; its datamodule's pool has the picks already.
-        module: Its module, of which a clone predicts.
+        module: Its module; a clone of it predicts.
         prepare: Loads the weights that scored into the clone.
-        metrics: What is known about the query.
+        metrics: Metrics of the query by name.
         candidate_scores: (N,) scores of all candidates.
-        num_preview_samples: How many picks to keep for a person to look at.
+        num_preview_samples: How many picks get a preview.
 
     Returns:
         The summary; None on other processes than the first.
@@ -139,7 +140,7 @@ def summarize_query(
 
 
 def _forward(predictor: Predictor, batches: Any) -> tuple[list[Tensor], Tensor | None]:
-    """Return the outputs, and the features (n, D) where the model has any that can be found."""
+    """Return the outputs, and the features (n, D) if the model has a last linear layer."""
     outputs: list[Tensor] = []
     features: list[Tensor] = []
     reader: Features | None = None
@@ -162,14 +163,14 @@ def _predicted(outputs: list[Tensor]) -> list[int] | list[float] | None:
     if any(output.ndim != 2 for output in outputs):
         return None
     rows = torch.cat(outputs)
-    found: list[int] | list[float] = rows.argmax(1).tolist() if rows.shape[1] > 1 else rows[:, 0].tolist()
-    return found
+    predicted: list[int] | list[float] = rows.argmax(1).tolist() if rows.shape[1] > 1 else rows[:, 0].tolist()
+    return predicted
 
 
 def _known_labels(view: Any) -> list[int] | None:
     try:
         return class_labels(view.dataset, view.indices)
-    except ValueError:  # a regression, a mask, or nobody knows yet
+    except ValueError:  # a regression, a mask, or no label yet
         return None
 
 
@@ -178,7 +179,7 @@ def _class_metrics(labels: Sequence[int] | None) -> dict[str, float]:
         return {}
     counts = Counter(labels)
     shares = [count / len(labels) for count in counts.values()]
-    found = {"label_entropy": -sum(share * math.log(share) for share in shares) + 0.0}
+    metrics = {"label_entropy": -sum(share * math.log(share) for share in shares) + 0.0}
     if len(counts) <= MAX_COUNTED_CLASSES:
-        found |= {f"label/{label}": float(counts[label]) for label in sorted(counts)}
-    return found
+        metrics |= {f"label/{label}": float(counts[label]) for label in sorted(counts)}
+    return metrics

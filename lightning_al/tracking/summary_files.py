@@ -1,4 +1,4 @@
-"""The summary of a query as files for the report."""
+"""Write the summary of a query for the report."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ def write_summary(summary: QuerySummary, folder: Path) -> None:
     """Write `query.json`, `picked.csv` and the media of the picks, all or nothing.
 
     Args:
-        summary: What the query did.
-        folder: Replaced if it is there.
+        summary: The summary of the query.
+        folder: The folder to write; replaced if it exists.
 
     """
     with replace_folder(folder) as partial:

@@ -1,4 +1,4 @@
-"""What the targets of a run cost in labels, as sentences."""
+"""Format how many labels the targets of a run took."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +7,11 @@ from lightning_al.storage.cycles_table import CycleRecord, metric_names
 
 
 def format_target_results(records: Sequence[CycleRecord], target: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each target: how many labels it took.
+    """Return a sentence for each target, with the number of labels it took.
 
     Args:
         records: One per finished cycle.
-        target: Values of test metrics that are to be reached.
+        target: Values of test metrics to reach.
 
     """
     summary = summarize_run(records, target)
@@ -20,8 +20,8 @@ def format_target_results(records: Sequence[CycleRecord], target: Mapping[str, f
         needed = summary.get(f"labels_to/{name}")
         curve = [record.metrics[name] for record in records if name in record.metrics]
         if not curve:
-            known = ", ".join(metric_names(records)) or "none"
-            sentences.append(f"The target of {name} names no test metric; there is {known}.")
+            available = ", ".join(metric_names(records)) or "none"
+            sentences.append(f"The target of {name} names no test metric; there is {available}.")
         elif needed is None:
             sentences.append(f"{name} does not reach {value:g}; its last value is {curve[-1]:.4g}.")
         else:

@@ -1,4 +1,4 @@
-"""What a logger can do with a run of cycles; every logger gets numbers, and a tracker of its own may add more."""
+"""Trackers report a run of cycles to a logger: numbers to any logger, and more to one with a tracker of its own."""
 
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
@@ -12,15 +12,15 @@ from lightning_al.tracking.query_summary import QuerySummary
 
 
 class Tracker(Protocol):
-    """What is reported to one logger; called on the first process only, and a failure costs a warning."""
+    """The reports to one logger, on the first process only; an exception becomes a warning."""
 
     def begin_run(self, folder: RunFolder, config: Mapping[str, Any], target: Mapping[str, float]) -> None:
-        """Describe the run, once per process that begins or continues it.
+        """Describe the run, once per process that starts or continues it.
 
         Args:
             folder: The run folder.
             config: The settings of all cycles.
-            target: Values of test metrics that are to be reached.
+            target: Values of test metrics to reach.
 
         """
 
@@ -36,21 +36,21 @@ class Tracker(Protocol):
         """
 
     def log_query(self, summary: QuerySummary) -> None:
-        """Log what a query picked beyond its metrics, such as pictures."""
+        """Log the picks of a query, such as pictures; its metrics are logged already."""
 
     def log_cycles(self, records: Sequence[CycleRecord], folder: RunFolder, target: Mapping[str, float]) -> None:
-        """Log what all finished cycles amount to.
+        """Log a summary of all finished cycles.
 
         Args:
             records: One per finished cycle.
             folder: The run folder.
-            target: Values of test metrics that are to be reached.
+            target: Values of test metrics to reach.
 
         """
 
 
 class MetricsTracker:
-    """The tracker of any Lightning logger: numbers over the number of labels, and nothing else.
+    """The tracker of any Lightning logger, which logs numbers over the number of labels.
 
     Args:
         logger: Any Lightning logger.

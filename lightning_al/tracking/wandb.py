@@ -1,4 +1,4 @@
-"""What Weights & Biases shows beyond numbers: one run for all cycles, pictures of the picks, scores, summaries."""
+"""The tracker of Weights & Biases: one run for all cycles, pictures of the picks, scores, summaries."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from wandb import Table
 
 COLUMNS: list[str | int] = ["index", "cycle", "rank", "score", "predicted", "label", "sample"]
+# How far the steps of a continued offline run start after those of the process before: more than a process logs.
 STEPS_PER_PROCESS = 10_000_000
+# Bins of the histogram of scores.
 BINS = 30
-NOTE = "wandb"  # under this name the run folder remembers the run
+# The key of the run's id in `tracking.json`.
+NOTE = "wandb"
 
 
 def run_id(run_dir: str | Path, *, fresh: bool = False) -> str:
-    """Return the id under which the run in a folder is kept by Weights & Biases, a new one if there is none yet.
+    """Return the Weights & Biases id of the run in a folder, or a new id if it has none yet.
 
     A continued run then goes on in the same curves. `lightning-al fit` does this by itself.
 
@@ -43,8 +46,8 @@ def run_id(run_dir: str | Path, *, fresh: bool = False) -> str:
         8
 
     """
-    known = None if fresh else read_notes(RunFolder(Path(run_dir)).notes_file).logger_runs.get(NOTE, {}).get("id")
-    return str(known or secrets.token_hex(4))
+    stored_id = None if fresh else read_notes(RunFolder(Path(run_dir)).notes_file).logger_runs.get(NOTE, {}).get("id")
+    return str(stored_id or secrets.token_hex(4))
 
 
 class WandbTracker:
@@ -59,7 +62,7 @@ class WandbTracker:
         self._logger = logger
 
     def begin_run(self, folder: RunFolder, config: Mapping[str, Any], target: Mapping[str, float]) -> None:
-        """Describe the run in its config, and continue its steps where an earlier process may have got."""
+        """Write the settings into the run's config, and start after the steps of an earlier process."""
         from lightning_al import __version__
 
         run = self._logger.experiment
@@ -72,8 +75,8 @@ class WandbTracker:
         run.define_metric("al/labeled")
         run.define_metric("al/*", step_metric="al/labeled")
         if processes and run.offline:
-            # It cannot know how far an earlier process got, and points with steps that were there already would be
-            # lost when both are synchronized; the axes that people see are others.
+            # The last step of an earlier process is unknown, and points at steps that exist already would be lost when
+            # both are synchronized. Charts have other axes.
             run.log({"al/process": processes}, step=processes * STEPS_PER_PROCESS)
 
     def log_metrics(self, metrics: Mapping[str, float], labeled: int) -> None:
@@ -93,7 +96,7 @@ class WandbTracker:
             self._logger.experiment.log(entries)
 
     def log_cycles(self, records: Sequence[CycleRecord], folder: RunFolder, target: Mapping[str, float]) -> None:
-        """Write what all cycles amount to into the run's summary, and keep the pool as a version of an artifact."""
+        """Write the summary of all cycles, and the pool as a version of an artifact."""
         import wandb
 
         run, cycle = self._logger.experiment, records[-1].cycle
@@ -129,7 +132,7 @@ def _media(pick: PickedSample) -> Any:
 
 
 def _histogram(pool: np.ndarray[Any, np.dtype[np.float64]], picked: Sequence[float]) -> Any:
-    """Draw the shares of all candidates and of the picks over the same bins."""
+    """Return a chart of the shares of all candidates and of the picks in the same bins."""
     import wandb
 
     finite = pool[np.isfinite(pool)]

@@ -3,7 +3,6 @@ import logging
 import math
 import pickle
 import re
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +31,7 @@ from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.float32 import true_float32
 from lightning_al.numerics.seeding import RandomStream, make_generator
+from lightning_al.perturbation.deviations import deviation_sizes
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
 from lightning_al.testing import ToyClassifier, ToyDataset
@@ -45,7 +45,6 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-implementation = sys.modules["lightning_al.perturbation.score"]  # the function hides its module
 
 
 def make_data(initial_size: Any = 20, **options: Any) -> ActiveLearningDataModule:
@@ -387,7 +386,7 @@ def scores_by_hand(model: nn.Module, points: list[Tensor], passes: int) -> Tenso
     with torch.no_grad(), true_float32(torch.device("cpu")):
         seeds = [(RandomStream.NOISE, 0, 0, k) for k in range(passes)]
         backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
-        return implementation.deviation_sizes(backend, points, seeds).mean(1).float()
+        return deviation_sizes(backend, points, seeds).mean(1).float()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
@@ -453,7 +452,7 @@ def test_autocast_would_have_picked_other_samples():
     parameters, seeds = list(trained.parameters()), [(RandomStream.NOISE, 0, 0, k) for k in range(10)]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         backend = FiniteDifferences(Predictor(trained).probabilities, parameters, Noise())
-        rounded = implementation.deviation_sizes(backend, inputs_of(indices), seeds).mean(1)
+        rounded = deviation_sizes(backend, inputs_of(indices), seeds).mean(1)
     assert set(largest(rounded, indices, 7)) != set(run.query.indices)
 
 

@@ -120,8 +120,8 @@ def test_only_warm_starts_keep_weights():
     ("arguments", "message"),
     [
         ({"reset": "cold"}, r"`run_cycles\(reset='cold'\)`: expected one of \('scratch', 'warm', 'pretrained', 'shr"),
-        ({"reset": "pretrained"}, r"`run_cycles\(reset='pretrained', pretrained=None\)`: a checkpoint goes with"),
-        ({"pretrained": "x.ckpt"}, r"`run_cycles\(reset='scratch', pretrained='x.ckpt'\)`: a checkpoint goes with"),
+        ({"reset": "pretrained"}, r"`run_cycles\(reset='pretrained', pretrained=None\)`: a checkpoint is needed for"),
+        ({"pretrained": "x.ckpt"}, r"`run_cycles\(reset='scratch', pretrained='x.ckpt'\)`: a checkpoint is needed for"),
         (
             {"reset": "pretrained", "pretrained": "no/such.ckpt"},
             r"`run_cycles\(pretrained='no/such.ckpt'\)`: there is no such file",

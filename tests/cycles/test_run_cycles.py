@@ -261,7 +261,7 @@ def test_one_logger_over_all_cycles_gets_the_figures_at_the_number_of_labels(tmp
         ({"cycles": 0}, r"`run_cycles\(cycles=0\)`: at least one cycle"),
         ({"ckpt": "first"}, r"`run_cycles\(ckpt='first'\)`: expected 'last' or 'best'"),
         ({"reset": "cold"}, r"`run_cycles\(reset='cold'\)`: expected one of"),
-        ({"reset": "pretrained"}, "a checkpoint goes with reset='pretrained'"),
+        ({"reset": "pretrained"}, "a checkpoint is needed for reset='pretrained'"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_made(tmp_path, options, message):
@@ -499,7 +499,7 @@ def test_a_datamodule_of_another_run_is_refused(tmp_path):
     """Otherwise the second run would replay the picks of the first, whatever its acquisition."""
     data = make_data()
     run_cycles(maker(lambda: EntropyAcquisition(5)), data, cycles=2, run_dir=tmp_path / "first")
-    with pytest.raises(ValueError, match=r"labels belong in .*first.pool\.json, those of this run in .*second"):
+    with pytest.raises(ValueError, match=r"labels are kept in .*first.pool\.json, those of this run in .*second"):
         run_cycles(maker(lambda: RandomAcquisition(5)), data, cycles=2, run_dir=tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
@@ -517,7 +517,7 @@ def test_records_without_their_pool_are_refused(tmp_path):
     folder, make = tmp_path / "run", maker(lambda: EntropyAcquisition(5))
     run_cycles(make, make_data(), cycles=2, run_dir=folder)
     (folder / "pool.json").unlink()
-    with pytest.raises(ValueError, match=r"cycles.csv counts.*there is no pool.json.*--overwrite"):
+    with pytest.raises(ValueError, match=r"cycles.csv lists finished cycles, but pool.json beside it.*--overwrite"):
         run_cycles(make, make_data(), cycles=3, run_dir=folder)
     run_cycles(make, make_data(), cycles=1, run_dir=folder, overwrite=True)
     assert (len(read_rows(folder)), len(read_rows(tmp_path / "run.old-1"))) == (1, 2)
@@ -564,7 +564,7 @@ def test_the_picks_do_not_depend_on_the_number_of_processes(tmp_path):
     for strategy, devices in (("auto", 1), ("ddp", 2), ("ddp_fork", 2)):
         finished = start_process("tests.ddp_runs", tmp_path / strategy, strategy, devices)
         assert finished.returncode == 0, finished.stderr
-        picks[strategy] = {folder.name: picks_in(folder) for folder in sorted((tmp_path / strategy).iterdir())}
+        picks[strategy] = {folder.name: picks_in(folder) for folder in sorted((tmp_path / strategy).glob("[!.]*"))}
     assert set(picks["auto"]) == {"noise", "entropy", "random", "warm"}
     assert all([len(indices) for indices in runs] == [12, 6, 6, 6] for runs in picks["auto"].values())
     assert picks["auto"]["noise"] != picks["auto"]["entropy"] != picks["auto"]["random"]

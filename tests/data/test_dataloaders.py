@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import (
@@ -363,7 +364,7 @@ def test_the_first_evaluation_loader_that_collates_is_found():
     loader, own = DataLoader(Squares()), DataLoader(Squares(), batch_sampler=BatchSampler(range(20), 4, False))
     assert first_loader(loader) is loader
     assert first_loader([(own, loader), loader]) is own
-    for nothing in (None, [], [[]], {"a": loader}, DataLoader(Squares(), batch_size=None)):
+    for nothing in (None, [], [[]], {}, DataLoader(Squares(), batch_size=None)):
         assert first_loader(nothing) is None
 
 
@@ -402,3 +403,26 @@ def test_training_data_without_indices_is_refused(train, found):
 def test_any_sequence_is_a_map_style_dataset():
     assert positions(labeled(DatasetsModule([(torch.tensor(i), 0) for i in range(9)]).train_dataloader(), [4])) == [[4]]
     assert len(DatasetsModule(TensorDataset(torch.zeros(5))).train_dataloader().dataset) == 5
+
+
+def test_the_first_loader_is_found_in_dicts_and_combined_loaders():
+    first, second = DataLoader(ToyDataset(size=4)), DataLoader(ToyDataset(size=5))
+    assert first_loader({"a": first, "b": second}) is first
+    assert first_loader(CombinedLoader({"a": [first], "b": second})) is first
+    assert first_loader(CombinedLoader([second, first])) is second
+    assert first_loader({}) is None
+
+
+def test_batch_size_and_workers_reach_all_loaders_of_datasets():
+    data = ActiveLearningDataModule(
+        ToyDataset(), initial_size=10, val_dataset=ToyDataset(), test_dataset=ToyDataset(), batch_size=7, num_workers=2
+    )
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert (loader.batch_size, loader.num_workers) == (7, 2)
+
+
+def test_hasattr_answers_before_the_pool_is_there():
+    data = ActiveLearningDataModule(ToyDataset(), initial_size=10)
+    assert not hasattr(data, "pool")
+    data.setup("fit")
+    assert hasattr(data, "pool")

@@ -20,6 +20,7 @@ from torchmetrics.functional import spearman_corrcoef
 from lightning_al.functional import noise_stability
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream, make_generator
+from lightning_al.perturbation import deviations
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
 from lightning_al.scoring.memory import MemoryLimit
@@ -706,7 +707,7 @@ def test_deviation_vectors_are_the_deviations_side_by_side(name, normalize):
     chunk = [(inputs.double(), labels) for inputs, labels in batches]
     with torch.no_grad():
         backend = FiniteDifferences(predictor.probabilities, parameters, Noise())
-        vectors = implementation.deviation_vectors(backend, chunk, seeds, normalize=normalize)
+        vectors = deviations.deviation_vectors(backend, chunk, seeds, normalize=normalize)
         expected = []
         clean = torch.cat([predictor.probabilities(batch) for batch in chunk]).flatten(2 if name != "mlp" else 1)
         center = clean.mean(2) if name != "mlp" else clean
@@ -734,8 +735,8 @@ def test_deviation_sizes_are_those_of_each_pass_side_by_side(name, norm):
     batches = [(inputs.double(), labels) for inputs, labels in batches]
     with torch.no_grad():
         backend = FiniteDifferences(lambda x: predictor.output(x, output), list(model.parameters()), Noise())
-        sizes = implementation.deviation_sizes(backend, batches, seeds, norm)
-        alone = [implementation.deviation_sizes(backend, [batch], seeds, norm) for batch in batches]
+        sizes = deviations.deviation_sizes(backend, batches, seeds, norm)
+        alone = [deviations.deviation_sizes(backend, [batch], seeds, norm) for batch in batches]
     assert sizes.shape == (7, 4)
     assert torch.equal(sizes, torch.cat(alone))
     for step, seed in enumerate(seeds):
@@ -749,11 +750,11 @@ def test_deviation_sizes_are_those_of_each_pass_side_by_side(name, norm):
 @pytest.mark.parametrize("passes", [1, 2, 3, 10])
 def test_ranking_rows_are_the_score_and_its_two_halves(passes):
     sizes = normal(5, passes, dtype=torch.float64).square()
-    score, even, odd = implementation.ranking_rows(sizes).T
+    score, even, odd = deviations.ranking_rows(sizes).T
     halves = [[row[half::2] or row for row in sizes.tolist()] for half in (0, 1)]  # one pass is both halves
     for column, parts in ((score, sizes.tolist()), (even, halves[0]), (odd, halves[1])):
         assert column.tolist() == pytest.approx([math.fsum(part) / len(part) for part in parts])
-    assert (implementation.SCORE, implementation.EVEN, implementation.ODD) == (0, 1, 2)
+    assert (deviations.SCORE, deviations.EVEN, deviations.ODD) == (0, 1, 2)
 
 
 # ---------------------------------------------------------------- memory
@@ -903,3 +904,10 @@ def test_global_random_numbers_do_not_matter():
         np.random.seed(1)
         torch.manual_seed(1)
         assert torch.equal(noise_stability(model, batches), expected)
+
+
+@pytest.mark.parametrize("passes", [3, "inf"])
+def test_broken_inputs_are_refused_with_their_rows(passes):
+    batches = [torch.ones(3, 2), torch.tensor([[1.0, 2.0], [float("nan"), 0.0]])]
+    with pytest.raises(ValueError, match=r"1 of 5 samples have NaN or infinite scores, first \[4\] \(rows\)"):
+        noise_stability(torch.nn.Linear(2, 3), batches, passes=passes)

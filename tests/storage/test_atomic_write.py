@@ -51,6 +51,22 @@ def test_a_target_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path):
     assert os.listdir(tmp_path / "folder") == ["kept"]
 
 
+def test_a_private_file_stays_private(tmp_path):
+    (tmp_path / "notes.txt").write_text("old")
+    (tmp_path / "notes.txt").chmod(0o600)
+    write_atomically(tmp_path / "notes.txt", "new")
+    assert stat.S_IMODE((tmp_path / "notes.txt").stat().st_mode) == 0o600
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "notes.txt").write_text("old")
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "disk" / "notes.txt")
+    write_atomically(tmp_path / "notes.txt", "new")
+    assert (tmp_path / "notes.txt").is_symlink()
+    assert (tmp_path / "disk" / "notes.txt").read_text() == "new"
+
+
 @pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o000, 0o666)])
 def test_permissions_follow_the_umask(tmp_path, umask, expected):
     before = os.umask(umask)

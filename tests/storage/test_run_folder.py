@@ -7,6 +7,7 @@ import yaml
 
 from lightning_al import Pool
 from lightning_al.storage.cycles_table import CycleRecord
+from lightning_al.storage.pool_file import Labeling
 from lightning_al.storage.run_folder import RunFolder
 from lightning_al.testing import ToyClassifier
 
@@ -51,7 +52,7 @@ def test_records_come_back_exactly(begun):
 
 def test_records_without_a_pool_are_refused(folder):
     folder.write_records(RECORDS)
-    with pytest.raises(ValueError, match=r"cycles\.csv counts finished cycles, but there is no pool\.json beside it"):
+    with pytest.raises(ValueError, match=r"cycles\.csv lists finished cycles, but pool\.json beside it"):
         folder.read_records()
 
 
@@ -131,3 +132,45 @@ def test_the_working_directory_is_not_renamed(begun, monkeypatch):
     monkeypatch.chdir(begun.path)
     with pytest.raises(ValueError, match=r"`overwrite=True` would rename .*default_root_dir"):
         RunFolder(Path(".")).set_aside()
+
+
+# ---------------------------------------------------------------- records and pool
+
+
+def labelings(*sizes):
+    start = [sum(sizes[:cycle]) for cycle in range(len(sizes))]
+    return [Labeling("someone", list(range(first, first + size))) for first, size in zip(start, sizes, strict=True)]
+
+
+def record(cycle, labeled, queried):
+    return CycleRecord(cycle, labeled, queried, fit_seconds=1.0, score_seconds=0.0, select_seconds=0.0)
+
+
+def test_records_that_the_pool_confirms_are_fine(begun):
+    begun.check_records([], labelings(10))
+    begun.check_records([record(0, 10, 5), record(1, 15, 3)], labelings(10, 5, 3))
+    begun.check_records([record(0, 10, 5), record(1, 15, 0)], labelings(10, 5))
+    begun.check_records([record(0, 10, 5)], labelings(10, 5, 3))  # killed behind the labels of the second cycle
+
+
+@pytest.mark.parametrize(
+    ("records", "sizes", "row"),
+    [
+        ([record(0, 10, 5), record(1, 15, 3)], (10, 5), 2),  # an older pool
+        ([record(0, 10, 5), record(1, 15, 3), record(2, 18, 2), record(3, 20, 1)], (10, 5, 3), 3),  # rows too many
+        ([record(0, 10, 6)], (10, 5), 1),
+        ([record(1, 10, 5)], (10, 5), 1),
+        ([record(0, 12, 5)], (10, 5), 1),
+    ],
+)
+def test_records_that_the_pool_contradicts_are_refused(begun, records, sizes, row):
+    with pytest.raises(
+        ValueError, match=rf"cycles\.csv, row {row} does not fit pool\.json: expected cycle, labeled and"
+    ):
+        begun.check_records(records, labelings(*sizes))
+
+
+def test_records_without_settings_are_refused(begun):
+    begun.config_file.unlink()
+    with pytest.raises(ValueError, match=r"holds finished cycles, but no config\.yaml says with which settings"):
+        begun.check_records([record(0, 10, 5)], labelings(10, 5))
