@@ -85,11 +85,12 @@ class RunFolder:
             labeled += len(history[position].indices) if position < len(history) else 0
             queried = len(history[position + 1].indices) if position + 1 < len(history) else 0
             expected = (position, labeled, queried)
-            if (record.cycle, record.labeled, record.queried) != expected:
+            stored = (record.cycle, record.labeled, record.queried)
+            if stored != expected:
                 raise RunRefusedError(
-                    f"{self.cycles_file}, row {position + 1} does not fit {self.pool_file.name}: expected cycle, labeled "
-                    f"and queried {expected}, got {(record.cycle, record.labeled, record.queried)}. Restore both "
-                    "files from the same moment, or set the run aside with `overwrite` (`--overwrite`)."
+                    f"{self.cycles_file}, row {position + 1} does not fit {self.pool_file.name}: expected cycle, "
+                    f"labeled and queried {expected}, got {stored}. Restore both files from the same moment, or set the "
+                    "run aside with `overwrite` (`--overwrite`)."
                 )
         if records and not self.config_file.exists():
             raise RunRefusedError(
