@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_report(options: argparse.Namespace) -> list[Path]:
     """Write the page and, beside it, its pictures; return their paths."""
-    runs = find_runs(options.runs)
+    runs, unreadable = find_runs(options.runs)
+    unreadable += [reason for run in runs for reason in run.unreadable]
+    for reason in unreadable:
+        print_line(f"Left out: {reason}", sys.stderr)
     groups = group_runs(runs)
     page: Path = options.output or _common_folder(options.runs) / "report.html"
     comparison: Comparison | None = None
@@ -60,7 +63,7 @@ def write_report(options: argparse.Namespace) -> list[Path]:
     title = (
         options.title or f"Active learning: {', '.join(dict.fromkeys(path.resolve().name for path in options.runs))}"
     )
-    write_atomically(page, make_page(comparison, groups, apart, title))
+    write_atomically(page, make_page(comparison, groups, apart, title, unreadable))
     return [page, *draw_pictures(comparison, groups, page.with_suffix(""))]
 
 

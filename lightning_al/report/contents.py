@@ -16,7 +16,7 @@ from lightning_al.analysis.paired_tests import PairedDifference
 from lightning_al.report import charts
 from lightning_al.report.charts import Chart
 from lightning_al.report.groups import Group
-from lightning_al.report.runs import ReportedQuery, ReportedRun
+from lightning_al.report.runs import ReportedQuery, ReportedRun, read_media
 from lightning_al.report.tables import format_count, format_duration, format_mean, format_number, format_p_value
 from lightning_al.storage.cycles_table import SECONDS, metric_names
 from lightning_al.storage.query_files import PickRow
@@ -71,11 +71,8 @@ class InlineMedia:
 
     def embed(self, file: Path) -> str | None:
         """Return a `data:` address, or None for a file that is missing, of another type or too large."""
-        try:
-            content = file.read_bytes() if file.suffix in MEDIA_TYPES else b""
-        except OSError:
-            return None
-        if not content or len(content) > self.bytes_left:
+        content = read_media(file, self.bytes_left) if file.suffix in MEDIA_TYPES else None
+        if not content:
             return None
         self.bytes_left -= len(content)
         return f"data:{MEDIA_TYPES[file.suffix]};base64,{base64.b64encode(content).decode()}"

@@ -9,13 +9,20 @@ from lightning_al.report.contents import comparison_table, describe_runs, summar
 from lightning_al.report.groups import Group
 
 
-def make_page(comparison: Comparison | None, groups: Sequence[Group], not_compared: Sequence[Group], title: str) -> str:
+def make_page(
+    comparison: Comparison | None,
+    groups: Sequence[Group],
+    not_compared: Sequence[Group],
+    title: str,
+    unreadable: Sequence[str] = (),
+) -> str:
     """Write the page.
 
     Args:
         comparison: Of the groups with the same numbers of labels; None where runs have no test metric.
         groups: All runs.
         not_compared: Groups that are not in the comparison.
+        unreadable: What could not be read, with the reasons.
         title: Of the page.
 
     Returns:
@@ -53,6 +60,7 @@ def make_page(comparison: Comparison | None, groups: Sequence[Group], not_compar
         curves=curves,
         table=comparison_table(comparison) if comparison is not None else None,
         not_compared=not_compared,
+        unreadable=unreadable,
         incomplete=[run for group in groups for run in group.incomplete],
         sections=describe_runs(groups),
         style=(static / "page.css").read_text(encoding="utf-8"),

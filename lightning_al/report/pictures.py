@@ -4,6 +4,7 @@ The page's Plotly cannot write them: to make a PNG it needs kaleido with an inst
 trains networks seldom has.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ from lightning_al.analysis.comparison import Comparison
 from lightning_al.report.charts import CLASS_COLORS, SIDES, boxes_of, classes_of, is_wide
 from lightning_al.report.curve_plot import draw_comparison
 from lightning_al.report.groups import Group
-from lightning_al.report.runs import ReportedQuery
+from lightning_al.report.runs import ReportedQuery, read_media
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_PICKS = 16  # per cycle, side by side, so that a picture stays recognizable on a slide
 MAX_CYCLES = 12  # rows of a contact sheet, evenly spaced over the cycles
+PICTURE_BYTES = 10_000_000  # of one picture; a preview of 256 pixels on a side is far smaller
 
 
 def draw_pictures(comparison: Comparison | None, groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -151,8 +153,11 @@ def _picture(query: ReportedQuery, file: str) -> Any:
 
     if not file.endswith(".png"):
         return None
+    content = read_media(query.folder / Path(file).name, PICTURE_BYTES)
+    if content is None:
+        return None
     try:
-        with Image.open(query.folder / Path(file).name) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             return picture.convert("RGB")
-    except OSError:  # the file was deleted or is damaged
+    except (OSError, Image.DecompressionBombError):  # the file is damaged
         return None

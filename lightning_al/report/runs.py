@@ -1,5 +1,6 @@
 """Runs as they lie on disk; what a run does not have is left empty, so an old or half-finished run is shown, too."""
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,47 +131,68 @@ class ReportedRun:
         return self.notes.environments
 
     @cached_property
-    def queries(self) -> list[ReportedQuery]:
-        """What each cycle picked, as far as the folder says."""
-        queries = []
+    def _queries(self) -> tuple[list[ReportedQuery], list[str]]:
+        """What each cycle picked, and for each query that cannot be read the reason."""
+        queries, unreadable = [], []
         for record in self.records:
             labeling = self.history[record.cycle + 1] if len(self.history) > record.cycle + 1 else None
             folder = RunFolder(self.path).preview_dir(record.cycle)
-            query = _read_query(folder, record.cycle, (labeling and labeling.scores) or [])
+            try:
+                query = _read_query(folder, record.cycle, (labeling and labeling.scores) or [])
+            except DamagedFileError as error:
+                unreadable.append(str(error))
+                continue
             if query is not None:
                 queries.append(query)
-        return queries
+        return queries, unreadable
+
+    @property
+    def queries(self) -> list[ReportedQuery]:
+        """What each cycle picked, as far as the folder says."""
+        return self._queries[0]
+
+    @property
+    def unreadable(self) -> list[str]:
+        """For each query that cannot be read the file, the field and what was expected."""
+        return self._queries[1]
 
 
-def find_runs(paths: Sequence[Path]) -> list[ReportedRun]:
+def find_runs(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     """Read run folders, and those inside folders of a comparison.
 
     Args:
         paths: Run folders, or folders that hold some.
 
     Returns:
-        The runs in the order given, each once; those of one folder by strategy and seed.
+        The runs in the order given, each once; those of one folder by strategy and seed. And for each run that cannot
+        be read the file, the field and what was expected.
 
     Raises:
         RunRefusedError: If a folder is missing, or neither is a run with a finished cycle nor holds one.
 
     """
     by_path: dict[Path, ReportedRun] = {}
+    unreadable: list[str] = []
     for path in paths:
         if not path.is_dir():
             raise RunRefusedError(f"There is no folder {path}; name a run folder, which holds `cycles.csv`.")
         inside = (
             [path] if (path / "cycles.csv").is_file() else sorted(file.parent for file in path.glob("*/cycles.csv"))
         )
-        runs = [run for run in map(_read_run, inside) if run.records]
+        results = [_read_run(folder) for folder in inside]
+        runs = [run for run in results if isinstance(run, ReportedRun) and run.records]
+        reasons = [reason for reason in results if isinstance(reason, str)]
         if not runs:
-            raise RunRefusedError(f"{path} holds no run with a finished cycle: there is no `cycles.csv` with a row.")
+            details = " ".join(reasons) or "there is no `cycles.csv` with a row."
+            raise RunRefusedError(f"{path} holds no run with a finished cycle that can be read: {details}")
+        unreadable += reasons
         runs.sort(key=lambda run: (run.strategy, run.seed or 0))
         by_path |= {run.path.resolve(): run for run in runs if run.path.resolve() not in by_path}
-    return list(by_path.values())
+    return list(by_path.values()), unreadable
 
 
-def _read_run(path: Path) -> ReportedRun:
+def _read_run(path: Path) -> ReportedRun | str:
+    """Return a run, or why it cannot be read."""
     folder = RunFolder(path)
     try:
         return ReportedRun(
@@ -182,16 +204,31 @@ def _read_run(path: Path) -> ReportedRun:
             history=read_pool(folder.pool_file).history if folder.pool_file.exists() else (),
         )
     except (OSError, DamagedFileError) as error:
-        raise RunRefusedError(f"The run in {path} cannot be read: {error} Or leave the run out.") from error
+        return str(error)
 
 
 def _read_query(folder: Path, cycle: int, scores: Sequence[float]) -> ReportedQuery | None:
     """Return what the files of a query hold; None where it left none."""
-    try:
-        files = read_query(folder)
-    except DamagedFileError as error:
-        raise RunRefusedError(f"A query cannot be read: {error} Or leave the run out.") from error
+    files = read_query(folder)
     if files is None:
         return None
     query, picks = files
     return ReportedQuery(cycle, folder, query.figures, query.quantiles or [], list(scores), picks)
+
+
+def read_media(file: Path, max_bytes: int) -> bytes | None:
+    """Return the content of a picture or recording; None if it is missing, too large, or no regular file.
+
+    A run folder may come from elsewhere: a link could bring any file of this machine onto the page, and a pipe would
+    never end.
+
+    Args:
+        file: In the folder of a query.
+        max_bytes: What may be read.
+
+    """
+    try:
+        status = file.lstat()
+        return file.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes else None
+    except OSError:
+        return None

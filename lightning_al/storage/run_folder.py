@@ -89,8 +89,8 @@ class RunFolder:
             if stored != expected:
                 raise RunRefusedError(
                     f"{self.cycles_file}, row {position + 1} does not fit {self.pool_file.name}: expected cycle, "
-                    f"labeled and queried {expected}, got {stored}. Restore both files from the same moment, or set the "
-                    "run aside with `overwrite` (`--overwrite`)."
+                    f"labeled and queried {expected}, got {stored}. Restore both files from the same moment, or set "
+                    "the run aside with `overwrite` (`--overwrite`)."
                 )
         if records and not self.config_file.exists():
             raise RunRefusedError(

@@ -8,6 +8,7 @@ import yaml
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, RandomAcquisition, run_cycles
+from lightning_al.report.runs import find_runs
 from lightning_al.testing import ToyClassifier
 from tests.digits import digits
 from tests.runs import make_trainer
@@ -81,3 +82,10 @@ def written_query(folder, cycle, rows, figures=None, quantiles=None):
     told = {"strategy": "X", "figures": figures or {}, "quantiles": quantiles}
     (picked / "query.json").write_text(json.dumps(told))
     return picked
+
+
+def readable_runs(paths):
+    """Return the runs in folders of which everything can be read."""
+    runs, unreadable = find_runs(paths)
+    assert not unreadable
+    return runs

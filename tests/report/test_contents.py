@@ -2,8 +2,7 @@ import base64
 
 from lightning_al.report.contents import InlineMedia, comparison_table, describe_runs, summary_cards
 from lightning_al.report.groups import compare_groups, group_runs
-from lightning_al.report.runs import find_runs
-from tests.report.runs import written_query, written_run
+from tests.report.runs import readable_runs, written_query, written_run
 
 
 def study(folder):
@@ -14,7 +13,7 @@ def study(folder):
         written_run(folder / f"random-seed-{seed}", random, marker={"strategy": "random", "seed": seed})
         margin = (0.5 + shift, 0.7 + 2 * shift, 0.9 + shift)
         written_run(folder / f"margin-seed-{seed}", margin, marker={"strategy": "margin", "seed": seed})
-    groups = group_runs(find_runs([folder]))
+    groups = group_runs(readable_runs([folder]))
     return compare_groups(groups, "test/accuracy", None, False, [])[0], groups
 
 
@@ -49,7 +48,7 @@ def test_pictures_go_to_the_first_seeds_and_stop_at_the_limit(tmp_path, monkeypa
             picked = written_query(folder, 0, [{"file": "7.png"}, {"file": "gone.png"}, {"text": "words"}])
             (picked / "7.png").write_bytes(b"x" * 400)
     monkeypatch.setattr(InlineMedia.__init__, "__defaults__", (1000,))
-    sections = describe_runs(group_runs(find_runs([tmp_path])))
+    sections = describe_runs(group_runs(readable_runs([tmp_path])))
     assert [(section.name, section.run.seed, section.sheets[0].left_out) for section in sections] == [
         ("a", 0, 1), ("a", 1, 2), ("b", 0, 1), ("b", 1, 2),
     ]  # fmt: skip
@@ -61,7 +60,7 @@ def test_a_file_name_cannot_lead_out_of_the_run(tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
     picked = written_query(written_run(tmp_path / "run"), 0, [{"file": "../../../secret.png"}])
     assert (picked / "../../../secret.png").exists()
-    (section,) = describe_runs(group_runs(find_runs([tmp_path / "run"])))
+    (section,) = describe_runs(group_runs(readable_runs([tmp_path / "run"])))
     assert section.sheets[0].picks[0].address is None
 
 
@@ -69,5 +68,5 @@ def test_only_a_known_label_that_differs_is_a_mistake(tmp_path):
     rows = [{"predicted": "1", "label": "1"}, {"predicted": "1", "label": "2"}, {"predicted": "1"}, {"label": "2"}]
     folder = written_run(tmp_path / "run")
     written_query(folder, 0, rows)
-    (section,) = describe_runs(group_runs(find_runs([folder])))
+    (section,) = describe_runs(group_runs(readable_runs([folder])))
     assert [pick.wrong for pick in section.sheets[0].picks] == [False, True, False, False]

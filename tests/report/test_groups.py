@@ -1,9 +1,8 @@
 import pytest
 
 from lightning_al.report.groups import choose_metric, compare_groups, group_runs
-from lightning_al.report.runs import find_runs
 from lightning_al.storage.run_folder import RunRefusedError
-from tests.report.runs import written_run
+from tests.report.runs import readable_runs, written_run
 
 
 def settings(seed, query_size=10, **options):
@@ -14,7 +13,7 @@ def settings(seed, query_size=10, **options):
 def test_runs_that_differ_in_seed_and_free_settings_are_one_group(tmp_path):
     for seed in (1, 0):
         written_run(tmp_path / f"run-{seed}", config=settings(seed, trainer={"devices": seed + 1}))
-    (group,) = group_runs(find_runs([tmp_path]))
+    (group,) = group_runs(readable_runs([tmp_path]))
     assert group.name == "MarginAcquisition"
     assert [run.seed for run in group.runs] == [0, 1]
 
@@ -22,7 +21,7 @@ def test_runs_that_differ_in_seed_and_free_settings_are_one_group(tmp_path):
 def test_groups_of_one_strategy_are_named_after_what_differs(tmp_path):
     for size in (10, 20):
         written_run(tmp_path / f"run-{size}", config=settings(0, size))
-    groups = group_runs(find_runs([tmp_path]))
+    groups = group_runs(readable_runs([tmp_path]))
     assert [group.name for group in groups] == [
         "MarginAcquisition (query_size=10)",
         "MarginAcquisition (query_size=20)",
@@ -32,7 +31,7 @@ def test_groups_of_one_strategy_are_named_after_what_differs(tmp_path):
 def test_the_same_run_twice_is_named_after_its_folder(tmp_path):
     for name in ("here", "there"):
         written_run(tmp_path / name, config=settings(0))
-    groups = group_runs(find_runs([tmp_path]))
+    groups = group_runs(readable_runs([tmp_path]))
     assert [group.name for group in groups] == ["MarginAcquisition in here", "MarginAcquisition in there"]
 
 
@@ -43,7 +42,7 @@ def test_unfinished_runs_and_other_numbers_of_labels_are_left_out_of_means(tmp_p
             written_run(tmp_path / f"{strategy}-seed-{seed}", values, marker={"strategy": strategy, "seed": seed})
     written_run(tmp_path / "margin-seed-2", (0.1, 0.1), (10, 20), marker={"strategy": "margin", "seed": 2})
     written_run(tmp_path / "bald-seed-0", labels=(5, 10, 15), marker={"strategy": "bald", "seed": 0})
-    groups = group_runs(find_runs([tmp_path]))
+    groups = group_runs(readable_runs([tmp_path]))
     comparison, apart = compare_groups(groups, "test/accuracy", None, False, [])
     assert [group.name for group in apart] == ["bald"]
     assert [run.path.name for group in groups for run in group.incomplete] == ["margin-seed-2"]
@@ -61,15 +60,15 @@ def test_runs_of_a_comparison_belong_together_with_or_without_their_configuratio
             marker = {"strategy": "margin", "seed": seed} if seed or folder == "second" else None
             config = settings(seed) if not seed else None
             written_run(tmp_path / folder / f"margin-seed-{seed}", marker=marker, config=config)
-    groups = group_runs(find_runs([tmp_path / "first", tmp_path / "second"]))
+    groups = group_runs(readable_runs([tmp_path / "first", tmp_path / "second"]))
     assert [group.name for group in groups] == ["margin (first)", "margin (second)"]
     assert [[run.seed for run in group.runs] for group in groups] == [[0, 1], [0, 1]]
 
 
 def test_the_metric_is_the_first_that_is_no_cost_and_that_all_have(tmp_path):
-    runs = find_runs([written_run(tmp_path / "one"), written_run(tmp_path / "two")])
+    runs = readable_runs([written_run(tmp_path / "one"), written_run(tmp_path / "two")])
     assert choose_metric(runs, None) == ("test/accuracy", False)
-    costs = find_runs([written_run(tmp_path / "loss", metric="test/loss")])
+    costs = readable_runs([written_run(tmp_path / "loss", metric="test/loss")])
     assert choose_metric(costs, None) == ("test/loss", True)
     runs[0].records[0].metrics["test/loss"] = 1.0  # in one cycle only
     with pytest.raises(RunRefusedError, match="--metric test/loss: not every run has it; all have test/accuracy"):
