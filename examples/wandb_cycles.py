@@ -1,6 +1,6 @@
 """Cycles in one Weights & Biases run, from Python: curves, tables of what was picked, the pool as an artifact.
 
-Offline unless told otherwise, so it needs no account; the last line says how to upload the run. The same command
+Offline by default, so it needs no account; the last line says how to upload the run. The same command
 continues an interrupted run under the same id.
 
     python examples/wandb_cycles.py
@@ -52,7 +52,12 @@ def main() -> None:
 
     data = ActiveLearningDataModule(DigitsDataModule(), initial_size=20)
     for record in run_cycles(
-        make, data, cycles=options.cycles, run_dir=options.folder, target={"test/accuracy": 0.85}, shown=20
+        make,
+        data,
+        cycles=options.cycles,
+        run_dir=options.folder,
+        target={"test/accuracy": 0.85},
+        num_preview_samples=20,
     ):
         print(f"{record['labeled']:4d} labels: {record['test/accuracy']:.3f}")
     run = logger.experiment

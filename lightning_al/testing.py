@@ -121,8 +121,8 @@ def check_acquisition(
     second = _fit(make(), module, max_epochs, data=first).pool.history[2].indices
     _require(len(second) == size and not set(second) & set(first.pool.labeled_by(1)), "queries the next cycle afresh")
 
-    rest = _fit(make(), module, max_epochs, initial_size=120 - size)
-    _require(rest.pool.num_unlabeled == 0, "labels a pool that is no larger than the query")
+    final = _fit(make(), module, max_epochs, initial_size=120 - size)
+    _require(final.pool.num_unlabeled == 0, "labels a pool that is no larger than the query")
 
 
 def _fit(
@@ -148,8 +148,8 @@ def _fit(
     )
     with seeded(0):
         trainer.fit(copy.deepcopy(module), data)
-    for part, value in before.taken.items():
-        _require(_equal(value, after.taken[part]), f"leaves {part} as it was")
+    for part, value in before.state.items():
+        _require(_equal(value, after.state[part]), f"leaves {part} as it was")
     _require(pickle.loads(pickle.dumps(acquisition)).query_size == acquisition.query_size, "pickles after a fit")
     return data
 
@@ -158,7 +158,7 @@ class _Snapshot(Callback):
     """Keep the state that a query must not change; placed before and after the acquisition."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.taken = {
+        self.state = {
             "parameters and buffers": {name: value.clone() for name, value in pl_module.state_dict().items()},
             "the training flags": [module.training for module in pl_module.modules()],
             "the gradients' flags": [parameter.requires_grad for parameter in pl_module.parameters()],
@@ -169,14 +169,14 @@ class _Snapshot(Callback):
         }
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    return bool(one == other)
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return bool(first == second)
 
 
-def _require(kept: bool, promise: str) -> None:
-    if not kept:
+def _require(condition: bool, promise: str) -> None:
+    if not condition:
         raise AssertionError(f"The acquisition must keep this promise: it {promise}.")

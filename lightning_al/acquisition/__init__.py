@@ -1,1 +1,1 @@
-"""The callback that labels at fit end: its contract, what it checks before training, and what it does."""
+"""The callback that labels at fit end: its interface, the checks before training, and the query."""

@@ -1,4 +1,4 @@
-"""What is refused before the first training step, since it could not be scored after the last."""
+"""Checks before training, so that a fit that could not end in a query does not start."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ def check_size(argument: str, size: int | float, of: str) -> int | float:
     Args:
         argument: The argument with its value, for the message.
         size: A number of Python, NumPy or torch.
-        of: What a share is a share of, for the message.
+        of: The total that a share refers to, for the message.
 
     Raises:
         ValueError: If it is neither a whole number of at least 1 nor a share in (0, 1].
@@ -100,6 +100,6 @@ def _check_candidates(acquisition: "Acquisition", datamodule: ActiveLearningData
     if count <= budget:
         raise MisconfigurationException(
             f"`{type(acquisition).__name__}(query_size={size})`: {budget} samples are to be picked from {count} "
-            f"candidates, though {pool.num_unlabeled} are unlabeled, so the strategy would choose nothing. Raise "
+            f"candidates, though {pool.num_unlabeled} are unlabeled, so the strategy has no choice. Raise "
             "`candidates`, or lower `query_size`."
         )

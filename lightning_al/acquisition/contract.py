@@ -1,4 +1,4 @@
-"""The callback that labels at fit end: what a strategy may override, and when it runs."""
+"""The callback that labels at fit end: the methods that a strategy may override, and when they run."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from lightning_al.model.predictor import Predictor
 class Acquisition(Callback, ABC):
     """Label the most useful part of the pool when a fit ends.
 
-    A strategy says what to measure per sample and what to select from the measurements; this class does the rest.
+    A strategy defines what is measured per sample and how samples are selected; this class does the rest.
     It scores a clone on the trainer's device, out of autocast and in true single precision, with one pass over the
     candidates shared by all processes; the user's module and the global random numbers stay bit-identical.
 
@@ -47,12 +47,12 @@ class Acquisition(Callback, ABC):
         self._trained = False
 
     def budget(self, dataset_size: int) -> int:
-        """Return how many samples a query labels, for a dataset of so many."""
+        """Return how many samples a query labels, for a dataset of this size."""
         size = self.query_size
         return size if isinstance(size, int) else max(1, round(size * dataset_size))
 
     def copy_for_query(self) -> Self:
-        """Return a copy that lives for one query, so that nothing `prepare` stores outlives it or must be cleared."""
+        """Return a copy for one query, so that what `prepare` stores on it is dropped afterwards."""
         return copy.copy(self)
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
@@ -60,7 +60,7 @@ class Acquisition(Callback, ABC):
         return indices
 
     def prepare(self, context: QueryContext) -> None:
-        """Get ready for one query; what is stored on `self` is forgotten after it."""
+        """Prepare one query; what is stored on `self` is dropped after it."""
 
     @abstractmethod
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
@@ -76,7 +76,7 @@ class Acquisition(Callback, ABC):
         """
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
-        """Measure a few batches; override it if the passes should be the outer loop."""
+        """Measure a few batches; override it to make the passes the outer loop."""
         return torch.cat([self.measure(predictor, batch) for batch in chunk])
 
     def select(self, query: Query) -> list[int]:
@@ -96,7 +96,7 @@ class Acquisition(Callback, ABC):
         return rows if rows.ndim == 1 else None
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
-        """Return which of one process's rows `select` may need; None for all, which then travel to every process."""
+        """Return which of one process's rows `select` may need; None gathers all rows on every process."""
         return top_k(rows, budget) if type(self).select is Acquisition.select else None
 
     def metrics(self, query: Query) -> dict[str, float]:
@@ -104,7 +104,7 @@ class Acquisition(Callback, ABC):
         return {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise, before any training, if the pool could not be scored after it."""
+        """Raise before training if the pool could not be scored after it."""
         if stage == "fit":
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             check_before_training(self, trainer, sum(isinstance(callback, Acquisition) for callback in callbacks))
@@ -112,7 +112,7 @@ class Acquisition(Callback, ABC):
             self._trained = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember that this fit trains."""
+        """Record that this fit trained a batch."""
         self._trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What happens when a fit ends: measure the candidates, select, label, and hand a summary to the trackers."""
+"""The query at fit end: measure the candidates, select, label, and pass a summary to the trackers."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -32,11 +32,12 @@ from lightning_al.tracking.query_summary import summarize_query
 if TYPE_CHECKING:
     from lightning_al.acquisition.contract import Acquisition
 
-NUM_EXAMPLES = 64  # candidates that `prepare` sees, at most a batch of them
+# How many candidates `prepare` gets at most: enough to inspect a forward pass, few enough to cost little.
+NUM_EXAMPLES = 64
 
 
 def should_query(name: str, trainer: Trainer, trained: bool) -> bool:
-    """Return whether a fit that has ended should be followed by a query; say why if not.
+    """Return whether a query should follow a fit that has ended; log the reason if not.
 
     Args:
         name: The strategy, for the message.
@@ -60,10 +61,10 @@ def should_query(name: str, trainer: Trainer, trained: bool) -> bool:
 
 
 def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningModule) -> None:
-    """Score the candidates of this cycle, select, label, save the pool, and hand a summary to the trackers.
+    """Score the candidates of this cycle, select, label, save the pool, and pass a summary to the trackers.
 
     Args:
-        acquisition: A copy for this query, on which `prepare` may store what it likes.
+        acquisition: A copy for this query, on which `prepare` may store anything.
         trainer: The trainer that has just finished fitting, with its `QueryOptions`, if any.
         module: Its module.
 
@@ -99,7 +100,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     pool.label(picks, strategy=name, scores=pick_scores, seconds=seconds)
     datamodule.save_pool()
     if trainer.loggers or options.preview_dir:
-        with warn_on_failure("Looking at the picks"), seeded(RandomStream.TRACKING, seed, pool.cycle):
+        with warn_on_failure("Summarizing the picks"), seeded(RandomStream.TRACKING, seed, pool.cycle):
             summary = summarize_query(
                 trainer,
                 module,
@@ -117,14 +118,14 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
 
 @contextmanager
 def first_candidates(trainer: Trainer, module: LightningModule) -> Iterator[tuple[Predictor, Any]]:
-    """Clone the module before it is trained, to try it on a few candidates.
+    """Clone the module before training, to check it on a few candidates.
 
     Args:
         trainer: The trainer that is about to fit.
         module: Its module.
 
     Yields:
-        A predictor over the clone on the device, and a batch of the first candidates.
+        A predictor of the clone on the device, and a batch of the first candidates.
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a strategy gets to see: once per query, before it measures, and when it selects."""
+"""The arguments of a strategy: its context, once per query before it measures, and the query to select from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from lightning_al.model.predictor import Predictor
 
 @dataclass(frozen=True)
 class QueryContext:
-    """What a strategy may look at once per cycle, before it measures.
+    """The model and the first candidates, for a strategy to prepare a query.
 
     Attributes:
-        predictor: The clone of the model, as a function from a batch to outputs (B, C, *positions).
+        predictor: The clone of the model as a function from a batch to outputs (B, C, *positions).
         batch: The first candidates, on the device; the same on every process.
         seed: The strategy's seed, or the datamodule's.
         cycle: The number of this cycle.
-        num_candidates: How many samples there are to choose from.
+        num_candidates: How many samples can be picked.
         budget: How many of them will be picked.
 
     """
@@ -34,15 +34,15 @@ class QueryContext:
 
 @dataclass(frozen=True)
 class Query:
-    """What a strategy selects from.
+    """The measurements of the candidates, for a strategy to select from.
 
     Attributes:
         pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index. On several
-            processes, a strategy with `rows_to_gather` gets only the candidates that these named.
+            processes, a strategy with `rows_to_gather` gets only the rows that this method returned.
         indices: N dataset indices.
         budget: How many to pick, at least 1 and below N.
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
-        labeled: (M, ...) measurements of the labeled part, if the strategy says `needs_labeled`.
+        labeled: (M, ...) measurements of the labeled part, if the strategy sets `needs_labeled`.
         candidate_scores: Scores of all candidates, gathered or not, in any order; None where rows have none.
 
     """
@@ -64,15 +64,15 @@ class Query:
         return [float(scores[row_of[index]]) for index in picks]
 
     def without(self, picks: Sequence[int], budget: int, others: Sequence[int] = ()) -> "Query":
-        """Return what is left to select from after some picks, which count as labeled.
+        """Return the query that remains after some picks, which count as labeled.
 
         Args:
             picks: Dataset indices that were picked.
-            budget: How many to pick of the others.
-            others: Dataset indices that may not be picked any more.
+            budget: How many to pick of the remaining candidates.
+            others: Dataset indices that are excluded as well.
 
         Returns:
-            A query without these candidates.
+            A query without the picks and the excluded candidates.
 
         """
         picked, excluded = set(picks), {*picks, *others}

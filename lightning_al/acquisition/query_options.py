@@ -1,4 +1,4 @@
-"""How the query of a cycle is made and kept, as far as `run_cycles` decides it and not the strategy."""
+"""The options of a query that `run_cycles` sets, and not the strategy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,13 @@ from lightning.pytorch import Callback, Trainer
 
 @dataclass(eq=False)
 class QueryOptions(Callback):
-    """A callback without hooks: it travels with the trainer, so the user's acquisition stays as it was made.
+    """A callback without hooks: the trainer carries the options, so the user's acquisition is not changed.
 
     Attributes:
         ckpt: Which weights score: those of the last step, or those that `ModelCheckpoint` found best.
-        num_preview_samples: How many of the picks are kept for a person to look at.
+        num_preview_samples: How many of the picks are saved as pictures, sounds or texts.
         trust_checkpoints: Load checkpoints with any Python object in them, which can run any code.
-        preview_dir: Where they are kept; None keeps none, and loggers get them all the same.
+        preview_dir: Where they are saved; None saves no files, and loggers get the picks all the same.
 
     """
 

@@ -51,21 +51,25 @@ def batch_bald(log_probs_nkc: Tensor, budget: int, *, generator: torch.Generator
     check_budget("batch_bald", budget)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"`batch_bald(samples={samples!r})`: expected an integer of at least 1.")
-    probs = _checked("batch_bald", log_probs_nkc)
+    probs = _checked_probs("batch_bald", log_probs_nkc)
     count, draws, classes = probs.shape
     conditional = torch.special.entr(probs).sum(dim=2).mean(dim=1)
     # P(configuration | k) of the picks (M, K): of all configurations, or of those that were drawn.
-    given = torch.ones(1, draws, dtype=probs.dtype, device=probs.device)
+    likelihoods = torch.ones(1, draws, dtype=probs.dtype, device=probs.device)
     drawn = False
     free = torch.ones(count, dtype=torch.bool, device=probs.device)
     picks: list[int] = []
     while len(picks) < min(budget, count):
-        gains = _joint_entropies(probs, given, drawn) - conditional
-        row = int(_rounded(gains).masked_fill(~free, -math.inf).argmax())
+        gains = _joint_entropies(probs, likelihoods, drawn) - conditional
+        row = int(_round_to_ties(gains).masked_fill(~free, -math.inf).argmax())
         free[row] = False
         picks.append(row)
-        drawn = drawn or len(given) * classes > samples
-        given = _draw(probs[picks], samples, generator) if drawn else _extended(given, probs[row])
+        drawn = drawn or len(likelihoods) * classes > samples
+        likelihoods = (
+            _draw_configurations(probs[picks], samples, generator)
+            if drawn
+            else _extend_configurations(likelihoods, probs[row])
+        )
     return torch.tensor(picks, dtype=torch.long)
 
 
@@ -91,40 +95,40 @@ def joint_entropy(log_probs_nkc: Tensor) -> Tensor:
         tensor(0.6931, dtype=torch.float64)
 
     """
-    probs = _checked("joint_entropy", log_probs_nkc)
+    probs = _checked_probs("joint_entropy", log_probs_nkc)
     count, draws, classes = probs.shape
     if count * math.log(classes) > math.log(_LARGEST_EXACT):
         raise ValueError(
             f"`joint_entropy(log_probs_nkc)`: {count} samples of {classes} classes have {classes}^{count} "
             f"configurations, more than {_LARGEST_EXACT}; pass fewer samples"
         )
-    given = torch.ones(1, draws, dtype=probs.dtype, device=probs.device)
+    likelihoods = torch.ones(1, draws, dtype=probs.dtype, device=probs.device)
     for sample in probs:
-        given = _extended(given, sample)
-    entropy: Tensor = torch.special.entr(given.mean(dim=1)).sum()
+        likelihoods = _extend_configurations(likelihoods, sample)
+    entropy: Tensor = torch.special.entr(likelihoods.mean(dim=1)).sum()
     return entropy
 
 
-def _joint_entropies(probs: Tensor, given: Tensor, drawn: bool) -> Tensor:
+def _joint_entropies(probs: Tensor, likelihoods: Tensor, drawn: bool) -> Tensor:
     """Return the joint entropy (N,) of the picks and each candidate."""
     _, draws, classes = probs.shape
     # All are summed over; those drawn with probability P are averaged over, each divided by P.
-    weights = 1 / (len(given) * given.mean(dim=1)) if drawn else torch.ones_like(given[:, 0])
-    size = max(1, _ELEMENTS // (len(given) * classes))
+    weights = 1 / (len(likelihoods) * likelihoods.mean(dim=1)) if drawn else torch.ones_like(likelihoods[:, 0])
+    size = max(1, _ELEMENTS // (len(likelihoods) * classes))
     entropies = []
     for part in probs.split(size):
         # (n * C, K) @ (K, M): the probability of every configuration of the picks and every class of the candidate
-        joint = part.transpose(1, 2).reshape(-1, draws) @ given.T / draws
+        joint = part.transpose(1, 2).reshape(-1, draws) @ likelihoods.T / draws
         entropies.append((torch.special.entr(joint) @ weights).reshape(-1, classes).sum(dim=1))
     return torch.cat(entropies)
 
 
-def _extended(given: Tensor, sample: Tensor) -> Tensor:
+def _extend_configurations(likelihoods: Tensor, sample: Tensor) -> Tensor:
     """Multiply configurations (M, K) by the classes (K, C) of one more sample: (M * C, K)."""
-    return (given.unsqueeze(1) * sample.T.unsqueeze(0)).reshape(-1, given.shape[1])
+    return (likelihoods.unsqueeze(1) * sample.T.unsqueeze(0)).reshape(-1, likelihoods.shape[1])
 
 
-def _draw(probs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+def _draw_configurations(probs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """Draw configurations of the picks (b, K, C) from their mixture over k; return P(configuration | k) (M, K)."""
     count, draws, _ = probs.shape
     # Stratified over k, which every configuration comes from with the same probability.
@@ -132,21 +136,21 @@ def _draw(probs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
         torch.arange(samples) * draws // samples if samples >= draws else torch.randperm(draws, generator=generator)
     )
     source = source[:samples].to(probs.device)
-    given = torch.ones(len(source), draws, dtype=probs.dtype, device=probs.device)
+    likelihoods = torch.ones(len(source), draws, dtype=probs.dtype, device=probs.device)
     uniform = torch.rand(count, len(source), dtype=torch.float64, generator=generator).to(probs)
     for sample, number in zip(probs, uniform, strict=True):
         cdf = sample.cumsum(dim=1)[source]  # (M, C)
         chosen = (cdf / cdf[:, -1:] <= number.unsqueeze(1)).sum(dim=1).clamp_max(sample.shape[1] - 1)
-        given *= sample[:, chosen].T
-    return given
+        likelihoods *= sample[:, chosen].T
+    return likelihoods
 
 
-def _rounded(gains: Tensor) -> Tensor:
+def _round_to_ties(gains: Tensor) -> Tensor:
     """Take for ties what differs by no more than the rounding of sums in another order."""
     return (gains * 1e9).round()
 
 
-def _checked(name: str, log_probs_nkc: Tensor) -> Tensor:
+def _checked_probs(name: str, log_probs_nkc: Tensor) -> Tensor:
     """Return validated probabilities in float64."""
     shape = tuple(log_probs_nkc.shape)
     if log_probs_nkc.ndim != 3 or not log_probs_nkc.is_floating_point() or 0 in shape[1:] or shape[2] < 2:

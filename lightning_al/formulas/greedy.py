@@ -200,9 +200,9 @@ def nearest_centers(points: Points, centers: Points) -> tuple[Tensor, Tensor]:
         size = max(1, _BLOCK_ELEMENTS // len(block.lengths))
         tiles = zip(points.tiles(size), distances.split(size), owners.split(size), strict=True)
         for tile, distance, owner in tiles:
-            found, row = squared_distances(tile, block).min(dim=1)
-            owner[found < distance] = row[found < distance] + begin
-            torch.minimum(distance, found, out=distance)
+            smallest, row = squared_distances(tile, block).min(dim=1)
+            owner[smallest < distance] = row[smallest < distance] + begin
+            torch.minimum(distance, smallest, out=distance)
         begin += len(block.lengths)
     return distances, owners
 

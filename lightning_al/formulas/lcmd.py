@@ -56,13 +56,13 @@ def lcmd(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
     picks: list[int] = []
     while len(picks) < min(budget, len(points)):
         sizes.zero_().index_add_(0, owners, distances)
-        inside = free & (owners == sizes.argmax())
-        inside = inside if bool(inside.any()) else free
-        row = int(distances.masked_fill(~inside, -math.inf).argmax())
+        in_largest = free & (owners == sizes.argmax())
+        in_largest = in_largest if bool(in_largest.any()) else free
+        row = int(distances.masked_fill(~in_largest, -math.inf).argmax())
         free[row] = False
-        to_pick = squared_distances(vectors, vectors.take(torch.tensor([row])))[:, 0].cpu().double()
-        closer = to_pick < distances
-        distances = torch.where(closer, to_pick, distances)
+        distances_to_pick = squared_distances(vectors, vectors.take(torch.tensor([row])))[:, 0].cpu().double()
+        closer = distances_to_pick < distances
+        distances = torch.where(closer, distances_to_pick, distances)
         owners[closer] = len(centers) + len(picks)
         picks.append(row)
     return torch.tensor(picks, dtype=torch.long)

@@ -63,9 +63,9 @@ def prob_cover(points: Tensor, budget: int, *, labeled: Tensor, radius: float, g
     while len(picks) < min(budget, len(points)):
         row = int(degrees.masked_fill(~free, -1).argmax())
         if not degrees[row]:
-            left = free.nonzero().flatten().cpu()
-            order = torch.randperm(len(left), generator=generator)[: min(budget, len(points)) - len(picks)]
-            return torch.cat([torch.tensor(picks, dtype=torch.long), left[order]])
+            remaining = free.nonzero().flatten().cpu()
+            order = torch.randperm(len(remaining), generator=generator)[: min(budget, len(points)) - len(picks)]
+            return torch.cat([torch.tensor(picks, dtype=torch.long), remaining[order]])
         free[row] = False
         picks.append(row)
         ball = squared_distances(balls, balls.take(torch.tensor([row])))[:, 0] <= limit
@@ -114,8 +114,8 @@ def purity_radius(points: Tensor, *, clusters: int, seed: int, purity: float = 0
         raise ValueError("`purity_radius(points)`: expected points that fall into clusters, got points that coincide")
     vectors = Vectors(points - points.mean(dim=0))
     foreign = [
-        squared_distances(tile, vectors).masked_fill_(own.unsqueeze(1) == labels, math.inf).amin(dim=1)
-        for tile, own in zip(vectors.tiles(_TILE // 8), labels.split(_TILE // 8), strict=True)
+        squared_distances(tile, vectors).masked_fill_(tile_labels.unsqueeze(1) == labels, math.inf).amin(dim=1)
+        for tile, tile_labels in zip(vectors.tiles(_TILE // 8), labels.split(_TILE // 8), strict=True)
     ]
     ordered = torch.cat(foreign).sort().values
     return math.sqrt(float(ordered[len(points) - math.ceil(purity * len(points))])) * _BELOW

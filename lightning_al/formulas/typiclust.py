@@ -79,19 +79,19 @@ def typical_rows(
     count = int(torch.cat([clusters, labeled_clusters]).max()) + 1
     labels = torch.bincount(labeled_clusters, minlength=count).tolist()
     sizes = torch.bincount(torch.cat([clusters, labeled_clusters]), minlength=count).tolist()
-    waiting: dict[int, list[int]] = {}  # the rows of the clusters that were picked from, the most typical first
-    left = torch.bincount(clusters, minlength=count).tolist()
+    ordered_rows: dict[int, list[int]] = {}  # the rows of the clusters that were picked from, the most typical first
+    num_unpicked = torch.bincount(clusters, minlength=count).tolist()
     picks: list[int] = []
     while len(picks) < min(budget, len(points)):
         best = min(
-            (cluster for cluster in range(count) if left[cluster]),
+            (cluster for cluster in range(count) if num_unpicked[cluster]),
             key=lambda cluster: (sizes[cluster] <= _SMALLEST, labels[cluster], -sizes[cluster], cluster),
         )
-        if best not in waiting:
+        if best not in ordered_rows:
             rows = (clusters == best).nonzero().flatten()
-            waiting[best] = rows[_mean_distances(points[rows], neighbors).sort(stable=True).indices].tolist()
-        picks.append(waiting[best][-left[best]])
-        left[best] -= 1
+            ordered_rows[best] = rows[_mean_distances(points[rows], neighbors).sort(stable=True).indices].tolist()
+        picks.append(ordered_rows[best][-num_unpicked[best]])
+        num_unpicked[best] -= 1
         labels[best] += 1
     return torch.tensor(picks, dtype=torch.long)
 

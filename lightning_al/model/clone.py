@@ -94,7 +94,7 @@ def _share_buffers(trainer: Trainer, clone: LightningModule) -> None:
     """
     if trainer.world_size == 1:
         return
-    own = dict(clone.named_buffers())
-    shared = trainer.strategy.broadcast({name: buffer.cpu() for name, buffer in own.items()})
-    for name, buffer in own.items():
+    buffers = dict(clone.named_buffers())
+    shared = trainer.strategy.broadcast({name: buffer.cpu() for name, buffer in buffers.items()})
+    for name, buffer in buffers.items():
         buffer.data.copy_(shared[name])

@@ -49,8 +49,8 @@ def dropout(module: nn.Module, *entropy: int) -> Iterator[None]:
             _seed(derive_seed(*entropy, 0), on_cpu=all(p.device.type == "cpu" for p in module.parameters()))
             yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in handles:
+            hook.remove()
 
 
 @contextmanager
@@ -136,9 +136,9 @@ def check_dropout(name: str, predictor: Predictor, batch: Any, consistent: bool 
     tries = dropout_passes(predictor, batch, [(draw,) for draw in range(TRIES)], "identity")
     first = next(tries)
     model = type(predictor.module).__name__
-    if all(torch.equal(first, other) for other in tries):
-        found = any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in predictor.module.modules())
-        reason = "has dropout modules that its output does not depend on" if found else "has no module that drops"
+    if all(torch.equal(first, outputs) for outputs in tries):
+        has_dropout = any(isinstance(layer, DROPOUT) and layer.p > 0 for layer in predictor.module.modules())
+        reason = "has dropout modules that its output does not depend on" if has_dropout else "has no module that drops"
         raise ValueError(
             f"`{name}` compares predictions under dropout, but those of {model} do not change: it {reason}. Dropout "
             "called as a function (`F.dropout(x, training=self.training)`) is off, since batch normalization must "
@@ -148,8 +148,10 @@ def check_dropout(name: str, predictor: Predictor, batch: Any, consistent: bool 
     if not consistent:
         return
     size = len(first)
-    (turned,) = dropout_passes(predictor, take_rows(batch, torch.arange(size - 1, -1, -1), size), [(0,)], "identity")
-    if not torch.allclose(turned.flip(0), first, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
+    (reversed_outputs,) = dropout_passes(
+        predictor, take_rows(batch, torch.arange(size - 1, -1, -1), size), [(0,)], "identity"
+    )
+    if not torch.allclose(reversed_outputs.flip(0), first, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
         raise ValueError(
             f"`{name}` needs one mask per draw for all samples, but {model} predicts another row of a batch under "
             "another mask: dropout called as a function draws anew for each, and a module whose first dimension is not "

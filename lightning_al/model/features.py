@@ -12,7 +12,7 @@ from lightning_al.model.dropout import unfused_transformers
 from lightning_al.model.predictor import Predictor
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a convolution at the end of a dense model is one per position
-SHOWN = 12  # names in an error message
+MAX_NAMES = 12  # names in an error message
 
 
 class Features:
@@ -47,27 +47,27 @@ class Features:
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the outputs (B, C, *positions) and the features (B, D) of a batch."""
-        seen: list[tuple[Tensor, str]] = []
+        captured: list[tuple[Tensor, str]] = []
 
         def keep(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            found = _first_tensor((*inputs, *keywords.values()) if self._takes_input else output)
-            channels_last = isinstance(layer, nn.Linear) or (found.ndim == 3 and not isinstance(layer, LINEAR))
+            tensor = _first_tensor((*inputs, *keywords.values()) if self._takes_input else output)
+            channels_last = isinstance(layer, nn.Linear) or (tensor.ndim == 3 and not isinstance(layer, LINEAR))
             # at once, since what comes next may change it in place
-            seen[:] = [(_pooled(found, channels_last), describe(found))]
+            captured[:] = [(_average_positions(tensor, channels_last), describe(tensor))]
 
         fused = nullcontext() if self._takes_input else unfused_transformers()
         with self._layer.register_forward_hook(keep, with_kwargs=True), fused:
             outputs = self.predictor(batch)
         name = self._names[self._layer]
-        if not seen:
+        if not captured:
             raise ValueError(
                 f"`features`: {name!r} of {type(self.predictor.module).__name__} is not called in a forward pass. "
                 f"{self._candidates(batch)}"
             )
-        features, found = seen[0]
+        features, description = captured[0]
         if len(features) != len(outputs):
             raise ValueError(
-                f"`features`: expected one row per sample, got {found} from {name!r} for {len(outputs)} samples. "
+                f"`features`: expected one row per sample, got {description} from {name!r} for {len(outputs)} samples. "
                 f"{self._candidates(batch)}"
             )
         return outputs, features.float() if features.dtype != torch.float64 else features
@@ -77,14 +77,14 @@ class Features:
         return nn.functional.normalize(self(batch)[1])
 
     def _named(self, name: str) -> nn.Module:
-        found: dict[str, nn.Module] = {path: module for module, path in self._names.items()}
-        if name not in found:
-            close = difflib.get_close_matches(name, found, n=SHOWN, cutoff=0.3) or list(found)[-SHOWN:]
+        modules: dict[str, nn.Module] = {path: module for module, path in self._names.items()}
+        if name not in modules:
+            close = difflib.get_close_matches(name, modules, n=MAX_NAMES, cutoff=0.3) or list(modules)[-MAX_NAMES:]
             raise ValueError(
                 f"`features={name!r}`: {type(self.predictor.module).__name__} has no such module. Did you mean one of "
                 f"{', '.join(close)}?"
             )
-        return found[name]
+        return modules[name]
 
     def _last_linear(self, batch: Any) -> nn.Module:
         """Find the last layer with one output per class that the model's output depends on directly."""
@@ -105,8 +105,8 @@ class Features:
                 outputs = self.predictor(batch)
                 total = outputs.sum()
         finally:
-            for handle in handles:
-                handle.remove()
+            for hook in handles:
+                hook.remove()
         leaves = [leaf for _, leaf in calls if leaf is not None]
         if leaves and total.requires_grad:
             gradients = iter(torch.autograd.grad(total, leaves, allow_unused=True))
@@ -131,19 +131,19 @@ class Features:
 
     def _candidates(self, batch: Any) -> str:
         """Name the modules that were called last, with what they put out."""
-        called: dict[str, str] = {}
+        shapes: dict[str, str] = {}
 
         def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim > 1:
-                called[self._names[module]] = str(tuple(output.shape))
+                shapes[self._names[module]] = str(tuple(output.shape))
 
         handles = [module.register_forward_hook(note) for module in self._names]
         try:
             self.predictor(batch)
         finally:
-            for handle in handles:
-                handle.remove()
-        listed = ", ".join(f"{name!r} {shape}" for name, shape in list(called.items())[-SHOWN:])
+            for hook in handles:
+                hook.remove()
+        listed = ", ".join(f"{name!r} {shape}" for name, shape in list(shapes.items())[-MAX_NAMES:])
         return f"Pass features= the name of a module whose output describes a sample; called last: {listed or 'none'}."
 
 
@@ -159,7 +159,7 @@ def _width(layer: nn.Module) -> Any:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def _pooled(features: Tensor, channels_last: bool) -> Tensor:
+def _average_positions(features: Tensor, channels_last: bool) -> Tensor:
     """Average over the positions: (B, *positions, D) or (B, D, *positions) to (B, D)."""
     if features.ndim < 3:
         return features.reshape(len(features), -1).clone()

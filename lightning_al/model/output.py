@@ -25,20 +25,22 @@ def find_output(outputs: Any) -> Tensor:
         TypeError: If there is none, with the type found and three ways out.
 
     """
-    found = outputs
-    if isinstance(found, Mapping):
-        keys = [key for key in OUTPUT_KEYS if key in found] or (list(found) if len(found) == 1 else [])
-        found = found[keys[0]] if keys else None
-    elif isinstance(found, (list, tuple)) and found and not isinstance(found[0], (Mapping, str)):
-        found = found[0]
-    if not isinstance(found, Tensor):
+    predictions = outputs
+    if isinstance(predictions, Mapping):
+        keys = [key for key in OUTPUT_KEYS if key in predictions] or (
+            list(predictions) if len(predictions) == 1 else []
+        )
+        predictions = predictions[keys[0]] if keys else None
+    elif isinstance(predictions, (list, tuple)) and predictions and not isinstance(predictions[0], (Mapping, str)):
+        predictions = predictions[0]
+    if not isinstance(predictions, Tensor):
         raise TypeError(f"Expected predictions, got {describe(outputs)}. {THREE_WAYS_OUT}")
-    if not found.is_floating_point():
+    if not predictions.is_floating_point():
         raise TypeError(
-            f"Expected raw outputs, got {describe(found)}: class numbers say nothing about uncertainty. "
+            f"Expected raw outputs, got {describe(predictions)}: class numbers say nothing about uncertainty. "
             f"{THREE_WAYS_OUT}"
         )
-    return found
+    return predictions
 
 
 def to_batch_class_positions(outputs: Tensor) -> Tensor:

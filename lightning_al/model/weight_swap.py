@@ -28,10 +28,10 @@ def copy_weights(module: nn.Module) -> dict[str, Tensor]:
         Parameters and persistent buffers by name; tied ones are one tensor under several names.
 
     """
-    own = weights_of(module)
-    tensors = {id(tensor): tensor for tensor in own.values()}
+    current = weights_of(module)
+    tensors = {id(tensor): tensor for tensor in current.values()}
     copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
-    return {name: copies[id(tensor)] for name, tensor in own.items()}
+    return {name: copies[id(tensor)] for name, tensor in current.items()}
 
 
 def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
@@ -48,10 +48,10 @@ def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
         ValueError: If a name or a shape is not the module's.
 
     """
-    own = weights_of(module)
-    _check(module, own, weights, lambda tensor: tuple(tensor.shape))
+    current = weights_of(module)
+    _check_weights(module, current, weights, lambda tensor: tuple(tensor.shape))
     # one deep copy of all: tensors that share memory, such as an LSTM's on a GPU, must share that of the copy too
-    copies = copy.deepcopy({name: tensor.data for name, tensor in own.items()})
+    copies = copy.deepcopy({name: tensor.data for name, tensor in current.items()})
     for name, tensor in copies.items():
         tensor.copy_(weights[name])
     return copies
@@ -78,12 +78,14 @@ def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
         [[3.0]]
 
     """
-    own = weights_of(module)
-    _check(module, own, weights, lambda tensor: (tuple(tensor.shape), tensor.dtype, tensor.device))
-    swaps = {id(tensor): (tensor, tensor.data, weights[name].data) for name, tensor in own.items()}  # tied ones once
+    current = weights_of(module)
+    _check_weights(module, current, weights, lambda tensor: (tuple(tensor.shape), tensor.dtype, tensor.device))
+    swaps = {
+        id(tensor): (tensor, tensor.data, weights[name].data) for name, tensor in current.items()
+    }  # tied ones once
     try:
-        for tensor, _, other in swaps.values():
-            tensor.data = other
+        for tensor, _, replacement in swaps.values():
+            tensor.data = replacement
         yield
     finally:
         for tensor, before, _ in swaps.values():
@@ -109,18 +111,18 @@ def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) 
         yield probs
 
 
-def _check(module: nn.Module, own: Weights, weights: Weights, trait: Any) -> None:
+def _check_weights(module: nn.Module, current: Weights, weights: Weights, properties: Any) -> None:
     name = type(module).__name__
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    missing, unknown = sorted(current.keys() - weights.keys()), sorted(weights.keys() - current.keys())
     if missing or unknown:
         raise ValueError(
             f"These weights are not those of a {name}: missing {missing[:5]}, unknown {unknown[:5]}. Take them from "
             "a module of the same architecture, with `copy_weights`."
         )
-    for key, tensor in own.items():
-        if trait(tensor) != trait(weights[key]):
+    for key, tensor in current.items():
+        if properties(tensor) != properties(weights[key]):
             raise ValueError(
-                f"These weights do not fit {name}: {key!r} expected {trait(tensor)}, got {trait(weights[key])}. Take "
-                "them from a module of the same architecture, and let `copy_to_device_of` bring them to its device and "
-                "precision."
+                f"These weights do not fit {name}: {key!r} expected {properties(tensor)}, got "
+                f"{properties(weights[key])}. Take them from a module of the same architecture, and use "
+                "`copy_to_device_of` to bring them to its device and precision."
             )

@@ -92,8 +92,8 @@ def seeded(*entropy: int) -> Iterator[None]:
 
     """
     with preserved_rng():
-        word = derive_seed(*entropy) % 2**32  # NumPy takes no more than 32 bits
-        random.seed(word)
-        np.random.seed(word)
-        torch.manual_seed(word)
+        seed = derive_seed(*entropy) % 2**32  # NumPy takes no more than 32 bits
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         yield

@@ -60,16 +60,16 @@ def within_memory(
                 raise
             reason = str(error)
         # outside of the handler, whose error keeps the tensors of the failed pass alive
-        _take_less(limit, sizes[0] if len(chunk) == 1 else None, reason)
+        _halve_limit(limit, sizes[0] if len(chunk) == 1 else None, reason)
     sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
     if len(chunk) == 1:
-        return _in_parts(measure, chunk[0], sizes[0], limit)
+        return _measure_in_parts(measure, chunk[0], sizes[0], limit)
     middle = len(chunk) // 2
     halves = [(chunk[:middle], sizes[:middle]), (chunk[middle:], sizes[middle:])]
     return torch.cat([within_memory(measure, batches, limit, counts) for batches, counts in halves])
 
 
-def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit) -> Tensor:
+def _measure_in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit) -> Tensor:
     """Measure a batch in parts that fit, each taken out of the whole, whose size tells what has a row per sample."""
     rows: list[Tensor] = []
     done = 0
@@ -85,11 +85,11 @@ def _in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, lim
         else:
             done += count
             continue
-        _take_less(limit, count, reason)
+        _halve_limit(limit, count, reason)
     return torch.cat(rows)
 
 
-def _take_less(limit: MemoryLimit, samples: int | None, reason: str) -> None:
+def _halve_limit(limit: MemoryLimit, samples: int | None, reason: str) -> None:
     """Halve the limit after a chunk, or a batch of so many samples, was too much."""
     limit.nbytes //= 2
     if samples is not None:
@@ -120,14 +120,14 @@ def chunked(batches: Iterable[BatchT], limit: MemoryLimit | None = None) -> Iter
     """
     limit = limit or MemoryLimit()
     chunk: list[BatchT] = []
-    held = 0
+    chunk_bytes = 0
     for batch in batches:
         size = _nbytes(batch) or limit.nbytes  # what holds tensors out of sight makes a chunk of its own
-        if chunk and held + size > limit.nbytes:
+        if chunk and chunk_bytes + size > limit.nbytes:
             yield chunk
-            chunk, held = [], 0
+            chunk, chunk_bytes = [], 0
         chunk.append(batch)
-        held += size
+        chunk_bytes += size
     if chunk:
         yield chunk
 

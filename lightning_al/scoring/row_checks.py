@@ -21,17 +21,17 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
 
     """
     if list(expected) != list(indices):
-        wrong = sorted(set(expected).symmetric_difference(indices)) or sorted(indices)
+        mismatched = sorted(set(expected).symmetric_difference(indices)) or sorted(indices)
         raise RuntimeError(
             f"`{name}`: expected one measurement of each of {len(expected)} samples, got {len(indices)} "
-            f"(see indices {wrong[:5]}). Does the dataset change its length or order between reads?"
+            f"(see indices {mismatched[:5]}). Does the dataset change its length or order between reads?"
         )
     flat = _flat(rows)
-    broken = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
-    if broken:
+    non_finite = (~flat.isfinite().all(1)).nonzero().flatten().tolist()
+    if non_finite:
         raise ValueError(
-            f"`{name}`: {len(broken)} of {len(rows)} samples have NaN or infinite measurements, first "
-            f"{[indices[row] for row in broken[:5]]} (dataset indices). Look for a diverged training or broken inputs."
+            f"`{name}`: {len(non_finite)} of {len(rows)} samples have NaN or infinite measurements, first "
+            f"{[indices[row] for row in non_finite[:5]]} (dataset indices). Look for a diverged training or bad inputs."
         )
     if ranked and len(flat) > 1 and flat.shape[1] and bool((flat == flat[0]).all()):
         raise ValueError(

@@ -199,7 +199,7 @@ class NoiseStabilityAcquisition(Acquisition):
         return metrics
 
 
-def _overlap(one: Tensor, other: Tensor, budget: int) -> float:
+def _overlap(first: Tensor, second: Tensor, budget: int) -> float:
     """Return the share of the `budget` largest of `one` (N,) that are also among those of `other` (N,)."""
-    both = set(top_k(one, budget).tolist()) & set(top_k(other, budget).tolist())
-    return len(both) / min(budget, len(one))
+    common = set(top_k(first, budget).tolist()) & set(top_k(second, budget).tolist())
+    return len(common) / min(budget, len(first))

@@ -18,27 +18,27 @@ FORWARDED_HOOKS = tuple(
 )
 
 
-def forward_lightning_hooks(held: Callable[[Any], Sequence[Acquisition]]) -> Callable[[WrapperT], WrapperT]:
+def forward_lightning_hooks(get_inner: Callable[[Any], Sequence[Acquisition]]) -> Callable[[WrapperT], WrapperT]:
     """Return a class decorator: each hook of Lightning runs on the wrapper, then on every acquisition that it holds.
 
     Lightning calls the wrapper only, so an acquisition that needs a hook, today's or that of a later version, would
     miss it inside a wrapper that forwards a list of names. States are saved and restored together.
 
     Args:
-        held: Returns the acquisitions that an instance holds.
+        get_inner: Returns the acquisitions that an instance holds.
 
     """
 
     def decorate(wrapper: WrapperT) -> WrapperT:
         for name in FORWARDED_HOOKS:
-            setattr(wrapper, name, _forwarded(getattr(wrapper, name), name, held))
+            setattr(wrapper, name, _forwarded(getattr(wrapper, name), name, get_inner))
 
         def state_dict(self: Acquisition) -> dict[str, Any]:
-            states = [acquisition.state_dict() for acquisition in held(self)]
+            states = [acquisition.state_dict() for acquisition in get_inner(self)]
             return {"held": states} if any(states) else {}
 
         def load_state_dict(self: Acquisition, state_dict: dict[str, Any]) -> None:
-            for acquisition, state in zip(held(self), state_dict["held"], strict=True):
+            for acquisition, state in zip(get_inner(self), state_dict["held"], strict=True):
                 acquisition.load_state_dict(state)
 
         setattr(wrapper, "state_dict", state_dict)  # noqa: B010  # mypy forbids assigning a method
@@ -48,10 +48,10 @@ def forward_lightning_hooks(held: Callable[[Any], Sequence[Acquisition]]) -> Cal
     return decorate
 
 
-def _forwarded(hook: Callable[..., None], name: str, held: Callable[[Any], Sequence[Acquisition]]) -> Any:
+def _forwarded(hook: Callable[..., None], name: str, get_inner: Callable[[Any], Sequence[Acquisition]]) -> Any:
     def run(self: Acquisition, *args: Any, **kwargs: Any) -> None:
         hook(self, *args, **kwargs)
-        for acquisition in held(self):
+        for acquisition in get_inner(self):
             getattr(acquisition, name)(*args, **kwargs)
 
     run.__name__, run.__doc__ = name, f"Run `{name}` of the wrapper, then of what it holds."

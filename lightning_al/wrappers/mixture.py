@@ -76,17 +76,17 @@ class Mixture(Acquisition):
         """Split a query: whole numbers, the largest fractions rounded up, the earlier one at a tie."""
         shares = [1.0] * len(self.parts) if self.shares is None else self.shares
         exact = [budget * share / math.fsum(shares) for share in shares]
-        whole = [math.floor(part + 1e-9) for part in exact]
-        order = sorted(range(len(exact)), key=lambda position: round(whole[position] - exact[position], 9))
-        for position in order[: budget - sum(whole)]:
-            whole[position] += 1
-        return whole
+        counts = [math.floor(part + 1e-9) for part in exact]
+        order = sorted(range(len(exact)), key=lambda position: round(counts[position] - exact[position], 9))
+        for position in order[: budget - sum(counts)]:
+            counts[position] += 1
+        return counts
 
     def copy_for_query(self) -> Self:
         """Copy the parts, too."""
-        one = copy.copy(self)
-        one.parts = [part.copy_for_query() for part in self.parts]
-        return one
+        clone = copy.copy(self)
+        clone.parts = [part.copy_for_query() for part in self.parts]
+        return clone
 
     def prepare(self, context: QueryContext) -> None:
         """Let each get ready, and note the shape of its measurements."""
@@ -114,12 +114,12 @@ class Mixture(Acquisition):
         ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
         for part, budget, shape, end in zip(self.parts, self.budgets(query.budget), shapes, ends, strict=True):
             if budget:
-                left = query.without(picks, budget)
+                remaining = query.without(picks, budget)
                 columns = slice(end - math.prod(shape), end)
                 # a seed of the part's own stands beside that of the query, which knows the cycle
                 seeds = () if part.seed is None else (part.seed, query.generator.initial_seed())
                 generator = make_generator(*seeds) if seeds else query.generator
-                picks += part.select(replace(_columns(left, columns, shape), generator=generator))
+                picks += part.select(replace(_columns(remaining, columns, shape), generator=generator))
         return picks
 
 

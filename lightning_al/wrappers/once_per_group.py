@@ -54,8 +54,8 @@ class OncePerGroup(Wrapper):
         self.groups = groups
         self.per_group = per_group
         # elements of a tensor are never equal as keys
-        named = groups.tolist() if hasattr(groups, "tolist") else groups
-        self._group_of = Path(named).read_text(encoding="utf-8").splitlines() if isinstance(named, str) else named
+        values = groups.tolist() if hasattr(groups, "tolist") else groups
+        self._group_of = Path(values).read_text(encoding="utf-8").splitlines() if isinstance(values, str) else values
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before any training, groups of another dataset."""
@@ -69,20 +69,20 @@ class OncePerGroup(Wrapper):
     def select(self, query: Query) -> list[int]:
         """Choose, leave out what is too many, and choose again."""
         picks: list[int] = []
-        left = query
-        while left.budget:
-            full = left.budget >= len(left.indices)
-            chosen = self._all(left) if full else self.inner.select(left)
+        remaining = query
+        while remaining.budget:
+            full = remaining.budget >= len(remaining.indices)
+            chosen = self._rank_all(remaining) if full else self.inner.select(remaining)
             accepted, refused = self._within_bounds(chosen, picks)
             picks += accepted
             if full and len(picks) < query.budget:
-                return picks + self._beyond(query.without(picks, query.budget - len(picks)))
+                return picks + self._select_beyond_bound(query.without(picks, query.budget - len(picks)))
             counts = Counter(self._group_of[index] for index in picks)
-            closed = [index for index in left.indices if counts[self._group_of[index]] >= self.per_group]
-            left = left.without(accepted, query.budget - len(picks), others=[*refused, *closed])
+            filled = [index for index in remaining.indices if counts[self._group_of[index]] >= self.per_group]
+            remaining = remaining.without(accepted, query.budget - len(picks), others=[*refused, *filled])
         return picks
 
-    def _all(self, query: Query) -> list[int]:
+    def _rank_all(self, query: Query) -> list[int]:
         """Return every candidate in the order in which the other acquisition would choose it."""
         if len(query.indices) < 2:
             return list(query.indices)
@@ -98,7 +98,7 @@ class OncePerGroup(Wrapper):
                 accepted.append(index)
         return accepted, [index for index in chosen if index not in set(accepted)]
 
-    def _beyond(self, query: Query) -> list[int]:
+    def _select_beyond_bound(self, query: Query) -> list[int]:
         rank_zero_warn(
             f"`OncePerGroup(per_group={self.per_group})`: the candidates have too few groups for the query, so "
             f"{query.budget} more samples are labeled beyond the bound. Ask for fewer, or raise `per_group`."

@@ -42,6 +42,6 @@ class RandomSubset(Wrapper):
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Draw the part."""
-        wanted = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
-        rows = torch.randperm(len(indices), generator=generator)[: max(wanted, budget)].sort().values
+        count = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
+        rows = torch.randperm(len(indices), generator=generator)[: max(count, budget)].sort().values
         return self.inner.subsample_candidates([indices[row] for row in rows.tolist()], budget, generator)

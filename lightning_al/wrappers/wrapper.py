@@ -20,14 +20,14 @@ AcquisitionFactory: TypeAlias = Callable[[int | float], Acquisition]
 
 def make_acquisition(name: str, query_size: int | float, factory: AcquisitionFactory) -> Acquisition:
     """Make what a wrapper holds, or say what it should have been given."""
-    made = None if isinstance(factory, Acquisition) or not callable(factory) else factory(query_size)
-    if not isinstance(made, Acquisition):
+    acquisition = None if isinstance(factory, Acquisition) or not callable(factory) else factory(query_size)
+    if not isinstance(acquisition, Acquisition):
         raise ValueError(
             f"`{name}(acquisition={factory!r})`: expected an acquisition class, or a `functools.partial` of one with "
             "its options, which the wrapper calls with its own query size: MarginAcquisition, or "
             "partial(BALDAcquisition, passes=20)."
         )
-    return made
+    return acquisition
 
 
 @forward_lightning_hooks(lambda wrapper: [wrapper.inner])
@@ -50,9 +50,9 @@ class Wrapper(Acquisition, ABC):
 
     def copy_for_query(self) -> Self:
         """Copy what is held, too."""
-        one = copy.copy(self)
-        one.inner = self.inner.copy_for_query()
-        return one
+        clone = copy.copy(self)
+        clone.inner = self.inner.copy_for_query()
+        return clone
 
     def subsample_candidates(self, indices: Any, budget: int, generator: Any) -> Any:
         """Let the other acquisition choose the candidates."""

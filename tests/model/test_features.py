@@ -238,7 +238,7 @@ def test_the_factors_of_badge_are_those_of_the_gradient(case):
         predictor = Predictor(model)
         outputs, features = Features(predictor, batch.double())(batch.double())
         assert features.dtype == torch.float64
-        factors = hypothetical_residuals(predictor.normalized(outputs)), features
+        factors = hypothetical_residuals(predictor.to_probabilities(outputs)), features
     head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
     for row in range(len(batch)):
         logits = model(batch[row : row + 1].double())

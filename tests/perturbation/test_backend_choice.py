@@ -276,7 +276,7 @@ def test_whatever_only_the_derivative_cannot_do_is_no_end_of_a_cycle(error, monk
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("lightning_al.jvp.jvp", fail)
+    monkeypatch.setattr("lightning_al.perturbation.forward_mode.jvp", fail)
     with pytest.warns(UserWarning, match="No derivative along the noise: .*takes finite differences"):
         backend = choose(model, batch, method="jvp")
     assert type(backend) is FiniteDifferences
@@ -288,7 +288,7 @@ def test_a_derivative_that_does_not_fit_into_memory_is_replaced(monkeypatch):
     def fail(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr("lightning_al.jvp.jvp", fail)
+    monkeypatch.setattr("lightning_al.perturbation.forward_mode.jvp", fail)
     with pytest.warns(UserWarning, match="OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. Noise"):
         backend = choose(model, batch, method="jvp")
     assert type(backend) is FiniteDifferences

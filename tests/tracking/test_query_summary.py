@@ -160,7 +160,7 @@ def test_a_sample_that_cannot_be_drawn_costs_a_warning_and_no_label(tmp_path, mo
         raise OSError("the picture is gone")
 
     monkeypatch.setattr("lightning_al.tracking.query_summary.media_of", fail)
-    with pytest.warns(UserWarning, match="Looking at the picks failed .OSError: the picture is gone.*labels are safe"):
+    with pytest.warns(UserWarning, match="Summarizing the picks failed .OSError: the picture is gone.*labels are safe"):
         records = run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=2, run_dir=tmp_path)
     assert [record["queried"] for record in records] == [5, 5]
     assert not (tmp_path / "cycle-00" / "picked").exists()
