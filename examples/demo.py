@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import read_curves
+from lightning_al.cli.arguments import available_cores
 from lightning_al.cli.child_runs import Run, check_settings, run_all
 from lightning_al.cli.presets import resolve_config
 from lightning_al.cli.report import REQUIRED_PACKAGES
@@ -76,7 +77,7 @@ def run_one_to_terminal_first(runs: list[Run]) -> list[Run]:
     if not first.finished:
         print(f"$ {shlex.join(['lightning-al', *first.command])}", flush=True)
         # with the processor's share of one of several runs: so small a network gains nothing from more threads
-        failed = run_all([first], os.cpu_count() or 1, print_result, to_terminal=True)
+        failed = run_all([first], available_cores(), print_result, to_terminal=True)
         if failed:
             return failed
     others = [run for run in runs if run != first]
@@ -86,7 +87,7 @@ def run_one_to_terminal_first(runs: list[Run]) -> list[Run]:
     for run in others:
         if run.finished:
             print_result(run, 0, 0)
-    return run_all(others, os.cpu_count() or 1, print_result)
+    return run_all(others, available_cores(), print_result)
 
 
 def print_result(run: Run, minutes: float, status: int) -> None:

@@ -28,7 +28,7 @@ class _Once(logging.Filter):
 
 
 def main(args: "ArgsType" = None) -> None:
-    """Run the command line; the working directory comes first on the import path, for classes defined there.
+    """Run the command line; the working directory comes last on the import path, for classes defined there.
 
     Args:
         args: The arguments, as LightningCLI takes them; None takes those of the process.
