@@ -156,7 +156,7 @@ def test_the_help_of_fit_names_the_keys_of_active_learning(toy, capsys):
     text = capsys.readouterr().out
     for key in ("acquisition", "cycles", "reset", "pretrained", "shrink", "perturb", "ckpt", "overwrite"):
         assert f"  --{key}" in text
-    assert "How many cycles the run has in all" in text
+    assert "Total number of cycles of the run" in text
     assert "--ckpt_path" not in text
     assert "--data.seed" not in text  # it is `seed_everything`
 
