@@ -147,10 +147,10 @@ def text() -> TensorDataset:
     return TensorDataset(ids[:, :-1], ids[:, 1:])
 
 
-def test_a_flattened_language_model_is_shown_three_ways_out(fit):
-    # 6 sequences of 5 tokens come back as 30 rows
+def test_a_language_model_that_takes_targets_is_shown_three_ways_out(fit):
+    # its forward takes the targets, which are the labels of the pool
     with pytest.raises(
-        ValueError, match=r"got \(45, 3\) for 9 samples.*Three ways out: \(1\) define `acquisition_step"
+        TypeError, match=r"labels of the pool are never passed.*Three ways out: \(1\) define `acquisition_step"
     ):
         fit(small(Transformer), text())
 
@@ -217,7 +217,13 @@ def vit(num_classes: int) -> VisionTransformer:
 
 
 @pytest.mark.parametrize(
-    "make", [resnet18, partial(mobilenet_v2, width_mult=0.25), vit], ids=["resnet", "mobilenet", "vit"]
+    "make",
+    [
+        pytest.param(resnet18, marks=pytest.mark.sweep),
+        pytest.param(partial(mobilenet_v2, width_mult=0.25), marks=pytest.mark.sweep),
+        vit,
+    ],
+    ids=["resnet", "mobilenet", "vit"],
 )
 def test_torchvision_classifiers(fit, make):
     with torch.random.fork_rng():
@@ -230,6 +236,7 @@ def test_torchvision_classifiers(fit, make):
         by_hand(data, model, images, magnitude=1e-2)
 
 
+@pytest.mark.sweep
 def test_torchvision_segmentation(fit):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -240,6 +247,7 @@ def test_torchvision_segmentation(fit):
     by_hand(data, model, images, lambda model, images: model(images)["out"], magnitude=1e-2)
 
 
+@pytest.mark.sweep
 def test_confined_noise_and_a_frozen_backbone(fit):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -292,6 +300,7 @@ def test_torch_uncertainty_regression_routine(fit):
     by_hand(data, net, points, output="identity")
 
 
+@pytest.mark.sweep
 def test_an_ensemble_routine_is_shown_three_ways_out(fit):
     # an ensemble's forward stacks the answers of its members along the batch
     class Members(nn.Module):

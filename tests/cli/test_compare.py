@@ -166,6 +166,7 @@ def rows_of(folder):
 # ------------------------------------------------------------------ interrupted, continued, failed
 
 
+@pytest.mark.sweep
 def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(story):
     assert story.interrupted.status == 130
     assert story.interrupted.errors == "Interrupted; the same command continues.\n"
@@ -174,6 +175,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(story):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run that held it is gone
 
 
+@pytest.mark.sweep
 def test_the_same_command_continues_a_killed_run(story):
     log = (story.folder / "study" / "entropy-seed-0.log").read_text()
     assert log.count("$ lightning-al fit ") == 2
@@ -184,6 +186,7 @@ def test_the_same_command_continues_a_killed_run(story):
     assert len(table.splitlines()) == 3
 
 
+@pytest.mark.sweep
 def test_a_failing_run_shows_the_end_of_its_log_and_stops_no_other(story):
     assert story.failed.status == 1
     assert story.failed.errors == "\n1 of 4 runs failed:\n  entropy seed 1: study/entropy-seed-1.log\n"
@@ -203,6 +206,7 @@ def test_a_failing_run_shows_the_end_of_its_log_and_stops_no_other(story):
     assert "Finished seeds per strategy: entropy 1, random 2." in story.failed.output
 
 
+@pytest.mark.sweep
 def test_a_comparison_that_is_complete_starts_nothing(study, story):
     again = call(*COMMAND, "--seeds", 1)
     assert again.status == 0
@@ -211,6 +215,7 @@ def test_a_comparison_that_is_complete_starts_nothing(study, story):
     assert again.files == story.failed.files
 
 
+@pytest.mark.sweep
 def test_a_seed_gives_every_strategy_the_same_beginning(study):
     beginnings = []
     for seed in (0, 1):
@@ -225,6 +230,7 @@ def test_a_seed_gives_every_strategy_the_same_beginning(study):
 # ------------------------------------------------------------------ the report
 
 
+@pytest.mark.sweep
 def test_the_report_is_printed_and_kept_with_its_numbers_and_figure(study, story):
     done = call("--report-only", "--folder", "study", "--against", "entropy")
     assert done.status == 0
@@ -242,6 +248,7 @@ def test_the_report_is_printed_and_kept_with_its_numbers_and_figure(study, story
     assert done.files == story.failed.files
 
 
+@pytest.mark.sweep
 def test_the_report_takes_some_strategies_some_seeds_and_targets(study):
     options = ["--report-only", "--no-run", "--folder", "study", "--strategies", "random", "--seed-list", 1]
     done = call(*options, "--target", 0.1, 2, "--lower-is-better")
@@ -254,6 +261,7 @@ def test_the_report_takes_some_strategies_some_seeds_and_targets(study):
     assert "≤ 10" in done.output
 
 
+@pytest.mark.sweep
 def test_a_strategy_without_a_finished_run_is_named(study):
     done = call("--report-only", "--folder", "study", "--strategies", "random", "margin")
     assert done.status == 0
@@ -261,6 +269,7 @@ def test_a_strategy_without_a_finished_run_is_named(study):
     assert (study / "comparison.md").read_text().endswith("\nNo finished run: margin.\n")
 
 
+@pytest.mark.sweep
 def test_a_report_of_nothing_or_of_a_missing_metric_is_refused(study, tmp_path):
     empty = call("--report-only", "--folder", tmp_path)
     assert (empty.status, empty.output) == (1, "")
@@ -270,6 +279,7 @@ def test_a_report_of_nothing_or_of_a_missing_metric_is_refused(study, tmp_path):
     assert "has no `val/f1` in every row; it has test/accuracy." in missing.errors
 
 
+@pytest.mark.sweep
 def test_a_report_over_runs_of_two_settings_is_refused(study, tmp_path):
     shutil.copytree(study, tmp_path / "mixed")
     path = tmp_path / "mixed" / "random-seed-1" / "finished.json"
@@ -293,6 +303,7 @@ def test_a_report_over_runs_of_two_settings_is_refused(study, tmp_path):
         (["--config", "other.yaml"], "config.other.yaml.cycles: 'not set' then, 5 now"),
     ],
 )
+@pytest.mark.sweep
 def test_another_setting_is_refused_by_name(study, story, arguments, change):
     Path("other.yaml").write_text("cycles: 5\n")
     if arguments[0] == "--config":
@@ -366,6 +377,7 @@ def test_three_seeds_are_the_default_and_one_strategy_needs_no_baseline(toy):
     assert compare.parse(["--report-only"]).seeds is None  # whatever there is
 
 
+@pytest.mark.sweep
 def test_the_command_line_and_the_script_lead_here(study, capsys, monkeypatch):
     arguments = ["--report-only", "--folder", "study", "--strategies", "random"]
     outputs = []

@@ -1,7 +1,6 @@
 import csv
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_al import ActiveLearningCLI, ActiveLearningDataModule, EntropyAcquisition, Pool
 from lightning_al.storage.run_folder import RunRefusedError
 from lightning_al.testing import ToyDataset
+from tests.python_process import run_python
 from tests.runs import SECONDS, ValidatedClassifier, picks_in, same_weights, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +60,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def start(*command, cwd=ROOT, code=0):
-    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    finished = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    finished = run_python(*command, cwd=cwd, env={"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
     assert finished.returncode == code, finished.stderr
     return finished
 
@@ -84,7 +81,7 @@ def digits(tmp_path_factory):
     options += ["--cycles", "2", "--acquisition.query_size", "15", "--acquisition.passes=3"]
     options += ["--trainer.max_epochs", "3"]
     command = ["fit", *options, "--trainer.default_root_dir"]
-    return command, folder, start(sys.executable, "-m", "lightning_al", *command, folder)
+    return command, folder, start("-m", "lightning_al", *command, folder)
 
 
 def test_digits_from_yaml_with_overrides_on_the_command_line(digits):
@@ -387,7 +384,7 @@ def test_the_callback_works_in_a_plain_lightning_cli(toy, monkeypatch):
     first = picks_in(Path())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the model
     arguments = ["fit", "--config=plain.yaml", "--trainer.default_root_dir=second"]
-    finished = start(sys.executable, "-c", code, *arguments, cwd=Path())
+    finished = start("-c", code, *arguments, cwd=Path())
     second = picks_in(Path())
     assert second[:2] == first
     assert [len(indices) for indices in second] == [10, 6, 6]

@@ -1,12 +1,10 @@
-import subprocess
-import sys
-
 import pytest
 from PIL import Image
 
 from lightning_al import EntropyAcquisition
 from lightning_al.cli import report as command
 from lightning_al.cli.report import main
+from tests.python_process import run_python
 from tests.report.runs import comparison_of_real_runs, random_strategy, real_run, written_run
 
 
@@ -59,7 +57,6 @@ def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [["report", "--help"], ["--help"]])
 def test_the_command_line_knows_it(arguments):
-    command = [sys.executable, "-m", "lightning_al", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    finished = run_python("-m", "lightning_al", *arguments)
     assert finished.returncode == 0
     assert "lightning-al report" in " ".join(finished.stdout.split())

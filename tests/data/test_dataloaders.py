@@ -342,7 +342,7 @@ def test_one_loader_over_a_map_style_dataset_is_accepted():
 )
 def test_anything_else_is_refused_with_the_type(loader, found):
     with pytest.raises(
-        TypeError, match=rf"`M\.train_dataloader\(\)` gave a {found}; expected one DataLoader over a map"
+        TypeError, match=rf"`M\.train_dataloader\(\)` returned a {found}; expected one DataLoader over a map"
     ):
         check_loader(loader, "M.train_dataloader()")
 

@@ -275,7 +275,7 @@ def test_other_data_is_refused_with_the_mismatch():
     pool.check_dataset(10, "0123456789abcdef", "The pool")
     pool.check_dataset(10, "", "The pool")
     Pool(10).check_dataset(10, "fedcba9876543210", "The pool")
-    with pytest.raises(ValueError, match=r"Pool file a\.json belongs to other data: it counts 10 samples.* has 11\."):
+    with pytest.raises(ValueError, match=r"Pool file a\.json belongs to other data: it has 10 samples.* has 11\."):
         pool.check_dataset(11, "0123456789abcdef", "Pool file a.json")
     with pytest.raises(
         ValueError, match=r'is 0123456789abcdef, this dataset has fedcba9876543210 .*set "fingerprint" to ""'

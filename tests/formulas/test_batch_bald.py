@@ -51,6 +51,7 @@ def test_picks_what_enumeration_picks(seed):
     assert batch_bald(log_probs, 4, generator=generator()).tolist() == greedy_by_enumeration(log_probs, 4)
 
 
+@pytest.mark.sweep
 def test_picks_what_batchbald_redux_picks(capfd):
     log_probs = pool(0, samples=10, draws=8)
     theirs = batchbald.get_batchbald_batch(log_probs, 4, 10_000, dtype=torch.double)

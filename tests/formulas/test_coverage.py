@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_al.formulas import coverage, greedy
 from lightning_al.functional import k_center, kmeans_plus_plus
 from tests.formulas.draws import assert_frequencies, generator, normal
+from tests.sweep import sampled
 
 seeds = st.integers(0, 2**31)
 
@@ -127,7 +128,7 @@ def test_k_center_ignores_the_matmul_precision_and_restores_it(precision):
 # ---------------------------------------------------------------- k-means++
 
 
-@pytest.mark.parametrize("known", [0, 2])
+@pytest.mark.parametrize("known", sampled([0, 2], [2]))
 def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known):
     # The second point is close to the origin: it would hardly be drawn if the origin stayed a center.
     points = torch.tensor([[4.0, 0.0], [0.5, 0.0], [3.0, 3.0], [-1.0, 2.0]])
@@ -143,7 +144,7 @@ def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known):
     assert_frequencies(np.bincount(pairs @ [4, 1], minlength=16), expected.ravel())
 
 
-@pytest.mark.parametrize("candidates", [1, 3, 256])
+@pytest.mark.parametrize("candidates", sampled([1, 3, 256], [3]))
 def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(monkeypatch, candidates):
     monkeypatch.setattr(greedy, "_CANDIDATES", candidates)
     points = torch.tensor([[2.0, 0.0], [2.5, 0.5], [-1.0, 2.0], [-1.5, 2.5], [0.0, -2.0]])

@@ -154,8 +154,8 @@ def test_the_usual_names_are_known(key, label):
         (TakesTwo(), {"left": X, "label": Y}, r"dict\(left: .* `TakesTwo\.forward\(left, right\)`"),
         (TakesTwo(), {"image": X}, r"`TakesTwo\.forward\(left, right\)`"),
         (TakesTwo(), [X], r"`TakesTwo\.forward` needs \['left', 'right'\], but the batch is a list\(Tensor\(4, 3\)"),
-        (Recorder(), (), r"An empty tuple came as a batch"),
-        (Recorder(), [], r"An empty list came as a batch"),
+        (Recorder(), (), r"Expected a batch with inputs, got an empty tuple"),
+        (Recorder(), [], r"Expected a batch with inputs, got an empty list"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_shown(module, batch, found):

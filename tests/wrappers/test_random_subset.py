@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import (
     ActiveLearningDataModule,
@@ -62,10 +63,9 @@ def test_picks_the_best_of_the_part():
 
 
 @pytest.mark.parametrize("candidates", [3, 7, 0.01])
-def test_never_shows_fewer_than_are_labeled(candidates):
-    _, query = alone(MarginAcquisition(7))
-    assert picks_of(RandomSubset(7, MarginAcquisition, candidates=candidates)) == subset_of(query.indices, 7)
-    assert scored_by(RandomSubset(7, MarginAcquisition, candidates=candidates)) == [], "there is nothing to choose"
+def test_candidates_that_leave_no_choice_are_refused_before_training(candidates):
+    with pytest.raises(MisconfigurationException, match="7 samples are to be picked from 7 candidates"):
+        picks_of(RandomSubset(7, MarginAcquisition, candidates=candidates))
 
 
 def test_draws_anew_each_cycle_and_for_each_seed():
