@@ -1,4 +1,4 @@
-"""Toy data and a toy model, and the checks that every acquisition must pass; public, for contributors."""
+"""Toy data, a toy model, and the checks that every acquisition must pass; public, for contributors."""
 
 import copy
 import pickle
@@ -46,7 +46,7 @@ class ToyDataset(Dataset[tuple[Tensor, int]]):
 
 
 class ToyClassifier(LightningModule):
-    """A small network with the layers that make scoring delicate: batch normalization and dropout.
+    """A small network with layers that behave differently in training: batch normalization and dropout.
 
     Args:
         classes: Number of classes.
@@ -84,11 +84,11 @@ class ToyClassifier(LightningModule):
 def check_acquisition(
     make: Callable[[], Acquisition], model: LightningModule | None = None, max_epochs: int = 1
 ) -> None:
-    """Run an acquisition through a real fit and check what every strategy promises.
+    """Run an acquisition in real fits and check the properties that every strategy must have.
 
-    Picks are distinct, new and as many as asked for; the same seed gives the same picks and another cycle is another
-    query; the user's module, its training flags and the global random numbers stay bit-identical; a pool that is
-    no larger than the query is labeled whole; the acquisition pickles before and after.
+    Picks are distinct, unlabeled and `query_size` in number; the same seed gives the same picks, and another cycle is
+    another query; the user's module, its training flags and the global random numbers stay bit-identical; a pool that
+    is no larger than the query is labeled completely; the acquisition pickles before and after.
 
     Args:
         make: Returns a fresh acquisition whose `query_size` is an integer below 60.
@@ -96,7 +96,7 @@ def check_acquisition(
         max_epochs: How long each fit is; more than 1 for a strategy that compares epochs.
 
     Raises:
-        AssertionError: With the promise that is not kept.
+        AssertionError: With the property that does not hold.
 
     Cost: four fits of a toy model on the CPU, about a second.
 
@@ -132,7 +132,7 @@ def _fit(
     initial_size: int = 20,
     data: ActiveLearningDataModule | None = None,
 ) -> ActiveLearningDataModule:
-    """Fit a copy of the module, and check that the query left no trace on it."""
+    """Fit a copy of the module, and check that the query did not change it."""
     if data is None:
         # 100 candidates in batches of 32: the last one is partial
         data = ActiveLearningDataModule(ToyDataset(), initial_size=initial_size, batch_size=32)
@@ -155,7 +155,7 @@ def _fit(
 
 
 class _Snapshot(Callback):
-    """Keep the state that a query must not change; placed before and after the acquisition."""
+    """Store the state that a query must not change; placed before and after the acquisition."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.state = {

@@ -1,4 +1,4 @@
-"""What a batch and a sample look like: inputs, labels, rows, and how they are passed to `forward`."""
+"""Batches and samples: their inputs, labels and rows, and the arguments of `forward`."""
 
 import inspect
 import math
@@ -17,7 +17,8 @@ INPUT_KEYS = ("x", "input", "inputs", "image", "images", "img", "pixel_values", 
 OUTPUT_KEYS = ("logits", "out", "pred", "preds", "prediction", "predictions", "output", "outputs", "y_hat")
 
 
-BATCH_PARAMETERS = ("batch", "sample", "samples")  # a parameter of this name takes the batch as it is
+# A first parameter of `forward` with one of these names gets the batch unchanged.
+BATCH_PARAMETERS = ("batch", "sample", "samples")
 
 
 THREE_WAYS_OUT = (
@@ -29,7 +30,7 @@ THREE_WAYS_OUT = (
 
 
 def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Find what to pass to `module.forward`, leaving the labels out.
+    """Return the arguments for `module.forward`, without the labels.
 
     Args:
         module: The module whose `forward` will be called.
@@ -55,7 +56,7 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         return (batch,), {}
     required = _required(parameters)
     if len(batch) == 0:
-        raise TypeError(f"An empty {type(batch).__name__} came as a batch. {THREE_WAYS_OUT}")
+        raise TypeError(f"Expected a batch with inputs, got an empty {type(batch).__name__}. {THREE_WAYS_OUT}")
     inputs = batch[0]
     if isinstance(inputs, Mapping) and (len(required) <= 1 or set(required) <= set(inputs)):
         return _from_mapping(module, inputs, parameters)
@@ -103,7 +104,7 @@ def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
     """Return a batch of some of the samples of another.
 
     Args:
-        batch: Nested containers of tensors; those with `size` rows are taken to have one per sample, others are kept.
+        batch: Nested containers of tensors; those with `size` rows have one per sample, others are kept as they are.
         rows: (n,) positions in the batch, on its device.
         size: Number of samples in `batch`.
 
@@ -135,7 +136,7 @@ def label_of(sample: Any) -> int:
     if isinstance(sample, Mapping):
         label = next((sample[key] for key in LABEL_KEYS if key in sample), None)
     elif isinstance(sample, Sequence) and not isinstance(sample, str):
-        # the first scalar behind the input: neither a second input nor an index at the end
+        # the first scalar after the input, so neither a second input nor an index at the end
         scalars = (entry for entry in sample[1:] if math.prod(getattr(entry, "shape", ())) == 1)
         label = next(scalars, None)
     if math.prod(getattr(label, "shape", (0,))) == 1:  # of NumPy or torch
@@ -149,7 +150,7 @@ def label_of(sample: Any) -> int:
 
 
 def describe(value: Any) -> str:
-    """Describe the type and shape of a batch or an output for an error message."""
+    """Return the type and shape of a batch or an output as text for an error message."""
     if isinstance(value, Tensor):
         return f"Tensor{tuple(value.shape)} of {value.dtype}"
     if isinstance(value, Mapping):
@@ -161,11 +162,11 @@ def describe(value: Any) -> str:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers, those of Hugging Face's and Lightning's making included."""
-    # torch's pytree would not look into mappings of other makes
+    """Return the tensors in nested containers, including those of Hugging Face and Lightning."""
+    # torch's pytree does not descend into mappings of other libraries
     tensors: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:  # and hand it back: not every container can hold something else
+    def note(tensor: Tensor) -> Tensor:  # returns it, since some containers accept tensors only
         tensors.append(tensor)
         return tensor
 

@@ -45,8 +45,8 @@ class PoolView(Dataset[tuple[int, Any]]):
     """Some samples of a dataset, each with its dataset index.
 
     Args:
-        dataset: Any map-style dataset; it is asked for plain Python integers only.
-        indices: Dataset indices to show, in this order.
+        dataset: Any map-style dataset; it is indexed by plain Python integers only.
+        indices: Dataset indices to read, in this order.
 
     """
 
@@ -76,12 +76,12 @@ class CollateWithIndices:
     collate: Callable[[list[Any]], Any]
 
     def __call__(self, items: list[tuple[int, Any]]) -> PoolBatch:
-        """Collate samples as the user would, and keep their indices beside them."""
+        """Collate samples by the user's function, and return them with their indices."""
         return PoolBatch([index for index, _ in items], self.collate([sample for _, sample in items]))
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """The batches of one rank: whole batches are dealt out, without padding and without a shuffle.
+    """The batches of one rank: whole batches are distributed, without padding and without a shuffle.
 
     A batch has the same samples on any number of processes. Kernels may round differently for another batch size,
     so this is what makes scores, and with them the picks, bit-identical however many processes share the work.
@@ -111,8 +111,8 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
     """Return a training loader if its samples have indices.
 
     Args:
-        loader: What a datamodule's `train_dataloader()` gave.
-        source: Where it came from, for the message.
+        loader: The result of a datamodule's `train_dataloader()`.
+        source: The call that returned it, for the message.
 
     Returns:
         The loader.
@@ -125,12 +125,12 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise TypeError(
-            f"`{source}` gave a {kind}; expected one DataLoader over a map-style dataset, whose samples have "
+            f"`{source}` returned a {kind}; expected one DataLoader over a map-style dataset, whose samples have "
             "indices. Join several datasets with `ConcatDataset`; materialize a stream."
         )
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     size = len(loader.dataset)  # type: ignore[arg-type]
-    if isinstance(sampler, SubsetRandomSampler) and len(sampler) < size:  # the rest may well be the validation data
+    if isinstance(sampler, SubsetRandomSampler) and len(sampler) < size:  # the rest may be the validation data
         raise MisconfigurationException(
             f"`{source}` draws from {len(sampler)} of {size} samples with a SubsetRandomSampler, but the whole dataset "
             "would become the pool. Use `DataLoader(Subset(dataset, indices), shuffle=True)` instead."
@@ -160,7 +160,7 @@ def labeled_loader(
 
     Returns:
         A loader with the options of `wrapped`. It shuffles unless `wrapped` is sequential; an incomplete last batch
-        is kept, whatever `wrapped` says, while it is the only one.
+        is kept in any case while it is the only one.
 
     """
     labeled = Subset(wrapped.dataset, indices)
@@ -178,7 +178,7 @@ def labeled_loader(
             f"The training loader's {type(wrapped.sampler).__name__} draws from the whole dataset, so the labeled part "
             "is shuffled uniformly instead. Weigh classes in the loss if that matters."
         )
-    # with a batch sampler of the user's own, the loader's sampler says nothing: torch puts a sequential one there
+    # with a batch sampler by the user, the loader's own sampler is a sequential one that torch sets and never uses
     shuffle = wrapped.batch_size is None or not sequential
     return DataLoader(labeled, size, shuffle=shuffle, generator=wrapped.generator, **options)
 
@@ -202,14 +202,14 @@ def pool_loader(
     """Make one process's loader over samples with their indices: never shuffled, never padded.
 
     Args:
-        view: The samples to show.
+        view: The samples to read.
         wrapped: The user's training loader.
         collate_fn: The user's collate function for evaluation.
         batch_size: Samples per batch; None for that of `wrapped`.
         num_workers: Worker processes; None for those of `wrapped`.
         rank: This process.
         world_size: Number of processes.
-        pinned: Pin the batches in memory even if `wrapped` does not, so that a GPU fetches them while it computes.
+        pinned: Pin the batches in memory even if `wrapped` does not, so that they are copied while a GPU computes.
 
     Returns:
         A loader of `PoolBatch(indices, batch)`.
@@ -232,7 +232,7 @@ def resolve_batch_size(wrapped: DataLoader[Any], batch_size: int | None) -> int:
     """Return `batch_size`, or that of the wrapped loader.
 
     Raises:
-        MisconfigurationException: If neither says it, or the wrapped loader makes no batches.
+        MisconfigurationException: If neither defines it, or the wrapped loader makes no batches.
 
     """
     if wrapped.batch_sampler is None:
@@ -253,6 +253,6 @@ def _carried_options(wrapped: DataLoader[Any], num_workers: int | None) -> dict[
     options = {name: getattr(wrapped, name) for name in CARRIED_OPTIONS}
     if num_workers is not None:
         options["num_workers"] = num_workers
-    if options["num_workers"] == 0:  # DataLoader refuses options that only workers use
+    if options["num_workers"] == 0:  # DataLoader raises for options that only workers use
         options.update(prefetch_factor=None, persistent_workers=False, multiprocessing_context=None, timeout=0)
     return options

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_al.data.dataloaders import (
@@ -24,7 +24,7 @@ from lightning_al.data.dataloaders import (
 )
 from lightning_al.data.datasets_module import DatasetsModule
 from lightning_al.data.evaluation_view import evaluation_dataset
-from lightning_al.data.fingerprint import differing_samples, fingerprint
+from lightning_al.data.fingerprint import fingerprint, warn_if_reads_differ
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.data.pool import Pool
 from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
@@ -33,11 +33,11 @@ PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TR
 
 
 class NoPoolError(MisconfigurationException, AttributeError):
-    """The pool before `setup("fit")`; an attribute error too, so that `hasattr` answers."""
+    """The pool was read before `setup("fit")`; an `AttributeError` too, so that `hasattr` returns False."""
 
 
 class ActiveLearningDataModule(LightningDataModule):
-    """Train on the labeled part of any data, and show the rest to an acquisition.
+    """Train on the labeled part of any data, and provide the rest to an acquisition.
 
     The wrapped datamodule or dataset is used as it is: its loaders' batch size, workers, collate function and
     pinned memory carry over, and its validation, test and predict loaders pass through. An index always means a
@@ -65,7 +65,8 @@ class ActiveLearningDataModule(LightningDataModule):
         TypeError: If the data is neither a datamodule nor a map-style dataset.
         ValueError: If a size is out of range.
 
-    Cost: one 32-bit integer per sample; `setup` reads 12 samples, and every label if `balanced_start`.
+    Cost: one 32-bit integer per sample. Every `setup("fit")` reads 8 samples for the fingerprint, each twice; the first
+    one also reads 4 samples twice, to see whether reads differ, and every label if `balanced_start`.
 
     Example:
         >>> from lightning_al.testing import ToyDataset
@@ -124,7 +125,7 @@ class ActiveLearningDataModule(LightningDataModule):
         for flag in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             setattr(self, flag, getattr(self.datamodule, flag))
         for name in PASSED_THROUGH:
-            # Lightning acts on whether a datamodule overrides a hook, so only those that the user wrote may show
+            # Lightning checks whether a datamodule overrides a hook, so only those that the user wrote are set
             if is_overridden(name, self.datamodule):
                 setattr(self, name, getattr(self.datamodule, name))
         self._pool: Pool | None = None
@@ -134,7 +135,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     @property
     def pool(self) -> Pool:
-        """The labeled and unlabeled indices; there from `setup("fit")` on."""
+        """The labeled and unlabeled indices, from `setup("fit")` on."""
         if self._pool is None:
             raise NoPoolError(
                 '`ActiveLearningDataModule.pool` is made in `setup("fit")`, when the size of the dataset is known: '
@@ -144,24 +145,24 @@ class ActiveLearningDataModule(LightningDataModule):
 
     @property
     def cycle(self) -> int:
-        """The cycle whose labels `train_dataloader` gives: the pool's, unless `begin_cycle` named another."""
+        """The cycle whose labels `train_dataloader` uses: the pool's, unless `begin_cycle` set another."""
         return self.pool.cycle if self._cycle is None else self._cycle
 
     def is_queried(self, cycle: int) -> bool:
-        """Return whether the query at the end of a cycle has labeled already, in this process or an earlier one."""
+        """Return whether the query at the end of a cycle is finished, in this process or an earlier one."""
         return self._pool is not None and self._pool.cycle > cycle
 
     def begin_cycle(self, cycle: int | None) -> None:
-        """Train on the labels of this cycle, even if later ones are there already; None follows the pool."""
+        """Set the cycle whose labels are used, even if later ones exist; None uses that of the pool."""
         self._cycle = cycle
 
     def prepare_data(self) -> None:
-        """Let the wrapped datamodule download and prepare, on one process."""
+        """Run `prepare_data` of the wrapped datamodule, on one process."""
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Set the wrapped datamodule up; before a fit, look at the training data and make or load the pool.
+        """Set the wrapped datamodule up; before a fit, check the training data and make or load the pool.
 
         Args:
             stage: `"fit"`, `"validate"`, `"test"` or `"predict"`.
@@ -180,15 +181,15 @@ class ActiveLearningDataModule(LightningDataModule):
         self._train_dataset = self._wrapped_loader().dataset
         self._evaluation_dataset = evaluation_dataset(self._train_dataset, self.pool_dataset, self._evaluation_loader())
         if first_time:
-            self._warn_if_random()
+            warn_if_reads_differ(self._evaluation_dataset)
         self._refresh_pool()
 
     def teardown(self, stage: str) -> None:
-        """Let the wrapped datamodule clean up."""
+        """Run `teardown` of the wrapped datamodule."""
         self.datamodule.teardown(stage)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Tell the wrapped datamodule that a stage failed."""
+        """Run `on_exception` of the wrapped datamodule."""
         self.datamodule.on_exception(exception)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -197,7 +198,7 @@ class ActiveLearningDataModule(LightningDataModule):
         return labeled_loader(self._wrapped_loader(), labeled, self.batch_size, self.num_workers)
 
     def candidate_indices(self) -> "array[int]":
-        """Return the unlabeled dataset indices that this cycle may pick from, ascending."""
+        """Return the unlabeled dataset indices that this cycle can pick from, ascending."""
         unlabeled = self.pool.unlabeled
         if self.candidates is None or self.candidates >= len(unlabeled):
             return unlabeled
@@ -209,8 +210,8 @@ class ActiveLearningDataModule(LightningDataModule):
         """Return this process's share of a loader over samples under evaluation transforms.
 
         Args:
-            indices: Dataset indices to show; by default `candidate_indices()`.
-            shard: Deal the batches out to the processes; False shows all of them to each.
+            indices: Dataset indices to read; by default `candidate_indices()`.
+            shard: Distribute the batches over the processes; False gives all of them to each.
 
         Returns:
             A loader of `PoolBatch(indices, batch)`, never shuffled and never padded; processes share whole batches.
@@ -250,9 +251,8 @@ class ActiveLearningDataModule(LightningDataModule):
         """
         self.datamodule.load_state_dict(state_dict["datamodule"])
         if "pool" in state_dict:
-            self._merge_stored_pool(
-                Pool.from_state_dict(state_dict["pool"], "The checkpoint's pool"), "The checkpoint's pool"
-            )
+            source = "The checkpoint's pool"
+            self._merge_stored_pool(Pool.from_state_dict(state_dict["pool"], source), source)
 
     def reload_pool(self) -> None:
         """Read the pool file again, after other processes (`ddp_spawn`) or a person may have labeled."""
@@ -272,31 +272,23 @@ class ActiveLearningDataModule(LightningDataModule):
         self._pool.check_dataset(size, digest, source)
 
     def _merge_stored_pool(self, pool: Pool, source: str) -> None:
-        """Take over a stored pool, unless the present one has everything that it has and more."""
+        """Replace the current pool by a stored one, unless the current one extends it."""
         current = self._pool
         if current is not None:
             pool.check_dataset(current.size, current.fingerprint, source)
             if current.extends(pool):
                 return
-            # a first draw that nothing was built on may give way, unless a file keeps it
+            # an initial set without a query is replaced, unless a file stores it
             if not pool.extends(current) and (current.cycle > 0 or self.pool_file is not None):
                 raise ValueError(
-                    f"{source} and the present pool were labeled differently ({pool!r} against {current!r}), and "
+                    f"{source} and the current pool were labeled differently ({pool!r} and {current!r}), and "
                     "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
                 )
         self._pool = pool
 
-    def _warn_if_random(self) -> None:
-        if differing := differing_samples(self._evaluation_dataset):
-            rank_zero_warn(
-                f"Reading samples {differing} of the pool twice gave different values, so scores will depend on the "
-                "augmentation. Pass `pool_dataset=` with evaluation transforms (the same samples in the same order)."
-            )
-
     def _wrapped_loader(self) -> DataLoader[Any]:
-        with seeded(
-            RandomStream.SETUP, self.seed
-        ):  # indices must mean the same samples, even where a split is drawn in here
+        # indices must mean the same samples, even where a split is drawn in here
+        with seeded(RandomStream.SETUP, self.seed):
             loader = self.datamodule.train_dataloader()
         return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
 

@@ -10,7 +10,7 @@ TRANSFORM_ATTRIBUTES = ("transform", "target_transform", "transforms")
 
 
 def evaluation_dataset(train_dataset: Any, pool_dataset: Any | None, evaluation: DataLoader[Any] | None) -> Any:
-    """Return the training samples as they are scored.
+    """Return the training samples under evaluation transforms.
 
     Args:
         train_dataset: The training data.
@@ -64,7 +64,7 @@ def _innermost_dataset(dataset: Any) -> Any | None:
 
 def replace_transforms(dataset: Any, transforms: Mapping[str, Any]) -> Any | None:
     """Return a shallow copy of a dataset with other transforms; None if it keeps none in an attribute."""
-    if hasattr(dataset, "transform"):  # a subclass of Subset may well have one of its own
+    if hasattr(dataset, "transform"):  # first, since a subclass of Subset may have its own
         try:
             return _copy_with(dataset, **{name: value for name, value in transforms.items() if hasattr(dataset, name)})
         except AttributeError:  # a property that cannot be set

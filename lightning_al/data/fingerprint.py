@@ -1,4 +1,4 @@
-"""What identifies a dataset, and whether its samples are the same each time they are read."""
+"""Identify a dataset, and check whether its samples are the same each time they are read."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_al.data.evaluation_view import TRANSFORM_ATTRIBUTES, replace_transforms
@@ -13,14 +14,14 @@ from lightning_al.numerics.seeding import preserved_rng
 
 
 def differing_samples(dataset: Any, count: int = 4) -> list[int]:
-    """Read a few samples twice and return the indices of those that came out different.
+    """Return the indices of samples that differ between two reads, among a few.
 
     Args:
         dataset: A map-style dataset.
-        count: How many samples to read, spread evenly.
+        count: How many samples to read, evenly spaced; each is read twice.
 
     Returns:
-        Dataset indices; empty if the dataset looks deterministic.
+        Dataset indices; empty if no read differs.
 
     """
     with preserved_rng():
@@ -31,15 +32,24 @@ def differing_samples(dataset: Any, count: int = 4) -> list[int]:
         ]
 
 
-def fingerprint(dataset: Any, count: int = 8) -> str:
-    """Identify a dataset by the content of a few samples, so that indices are never read against other data.
+def warn_if_reads_differ(dataset: Any) -> None:
+    """Warn if some samples differ between two reads, since their scores would then depend on the augmentation."""
+    if differing := differing_samples(dataset):
+        rank_zero_warn(
+            f"Reading samples {differing} of the pool twice gave different values, so scores will depend on the "
+            "augmentation. Pass `pool_dataset=` with evaluation transforms (the same samples in the same order)."
+        )
 
-    Samples are read without their transforms where these are attributes, so that a changed augmentation does not
-    make another dataset of it. Random samples contribute their shapes only.
+
+def fingerprint(dataset: Any, count: int = 8) -> str:
+    """Return a hash of a few samples, so that stored indices are never applied to other data.
+
+    Samples are read without their transforms where these are attributes, so that a changed augmentation does not change
+    the hash. Samples that differ between two reads contribute their shapes only.
 
     Args:
         dataset: A map-style dataset.
-        count: How many samples to read, spread evenly.
+        count: How many samples to read, evenly spaced; each is read twice.
 
     Returns:
         Sixteen hexadecimal digits.
@@ -56,7 +66,7 @@ def fingerprint(dataset: Any, count: int = 8) -> str:
 def _hash_repeatable_content(plain: Any, dataset: Any, index: int) -> bytes:
     try:
         first, second = plain[index], plain[index]
-    except Exception:  # a dataset that needs its transform, and may fail in any way without
+    except Exception:  # a dataset that needs its transform may raise anything without it
         first, second = dataset[index], dataset[index]
     digest = _hash_sample(first)
     return digest if digest == _hash_sample(second) else _hash_sample(first, content=False)

@@ -1,4 +1,4 @@
-"""The first labeled samples: how many, which, and their classes where a balanced draw needs them."""
+"""The initial labeled samples: how many, which, and their classes for a balanced draw."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from lightning_al.data.batch import label_of
 
 
 def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int]:
-    """Return the classes of samples, from an attribute where there is one, else by reading these samples.
+    """Return the classes of samples, from an attribute of the dataset if it has one, else by reading the samples.
 
     Args:
         dataset: A map-style classification dataset.
-        indices: Of the samples; all by default.
+        indices: Dataset indices; all by default.
 
     Returns:
         One integer per sample, in the order of `indices`.
 
     Raises:
-        ValueError: If a sample carries no label that can be understood.
+        ValueError: If a sample has no class label.
 
     """
     positions = range(len(dataset)) if indices is None else indices
@@ -34,7 +34,7 @@ def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int
 
 
 def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float | list[int]:
-    """Return the size of the first labeled part if it can be one.
+    """Return the size of the initial labeled part after checking it.
 
     Raises:
         ValueError: If it is neither a number of samples, nor a share, nor a sequence of indices.
@@ -61,14 +61,14 @@ def draw_initial(
     Args:
         dataset: A map-style dataset.
         initial_size: A number of samples, a share of the dataset, or the indices themselves.
-        generator: Where the randomness comes from.
+        generator: Source of the draw.
         balanced: Take each class once before any is taken twice; reads every label.
 
     Returns:
         Distinct dataset indices.
 
     Raises:
-        ValueError: If there are not as many samples.
+        ValueError: If the dataset has fewer samples.
 
     """
     if isinstance(initial_size, list):

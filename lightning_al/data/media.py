@@ -1,4 +1,4 @@
-"""What a sample of a dataset looks like, sounds like or says, for a person."""
+"""The sample of a dataset as a picture, a recording or a text, to be displayed."""
 
 import wave
 from collections.abc import Mapping
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 TEXT_KEYS = ("text", "sentence", "content", "document", "question")
 IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "input", "inputs", "data")
 RATE_KEYS = ("sampling_rate", "sample_rate")
-LONGEST_TEXT = 500  # characters
-LONGEST_SIDE = 256  # pixels
-FEWEST_PIXELS = 6  # on a side of a matrix that is taken for a gray picture
+# Characters of a text, so that a table of picks stays readable.
+LONGEST_TEXT = 500
+# Pixels on the longer side of a picture, so that a page with all picks stays small.
+LONGEST_SIDE = 256
+# Pixels on the shorter side of a matrix that counts as a gray picture; smaller ones are more likely features.
+FEWEST_PIXELS = 6
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ Media: TypeAlias = Union["Image", Sound, str]
 
 
 def media_of(sample: Any) -> Media | None:
-    """Return what a person can look at, listen to or read in a sample, or None.
+    """Return the picture, recording or text in a sample, or None if it has none.
 
     Args:
-        sample: What a dataset gives for an index: (input, label), a mapping with usual keys, or the input alone. An
+        sample: An item of a dataset: (input, label), a mapping with usual keys, or the input alone. An
             input is a PIL image, a string, or a tensor or array: (1 | 3 | 4, H, W), (H, W, 1 | 3 | 4) or (H, W) for a
             picture, (1 | 3, D, H, W) for a volume, whose middle slice is taken, (frames,) or (1 | 2, frames) with a
             sampling rate beside it for a recording.
@@ -80,9 +83,9 @@ def save_media(media: Media, folder: Path, stem: str) -> str:
     """Write a picture or a recording.
 
     Args:
-        media: Not a text.
+        media: A picture or a recording.
         folder: An existing folder.
-        stem: The name of the file without its ending.
+        stem: The name of the file without its suffix.
 
     Returns:
         The name of the file: PNG or WAV.
@@ -103,7 +106,7 @@ def save_media(media: Media, folder: Path, stem: str) -> str:
 
 
 def _entry(sample: Any) -> tuple[Any, int | None]:
-    """Return the input of a sample, and the sampling rate that stands beside it."""
+    """Return the input of a sample, and the sampling rate beside it, if there is one."""
     if isinstance(sample, Mapping):
         audio = sample.get("audio")
         if isinstance(audio, Mapping):
@@ -122,7 +125,7 @@ def _rate(mapping: Mapping[Any, Any]) -> int | None:
 
 
 def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
-    """Return (H, W) or (H, W, 3 | 4) bytes, or None for what is no picture."""
+    """Return (H, W) or (H, W, 3 | 4) bytes, or None if the values are no picture."""
     if values.ndim == 4 and values.shape[0] in (1, 3):
         values = values[:, values.shape[1] // 2]
     if values.ndim == 3 and values.shape[0] in (1, 3, 4):
@@ -137,7 +140,7 @@ def _pixels(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
 
 
 def _bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Bring values into 0 to 255: bytes stay, shares are scaled, normalized pixels span the range."""
+    """Scale values to 0 to 255: bytes are kept, values in [0, 1] are multiplied, others are stretched to the range."""
     low, high = float(values.min()), float(values.max())
     if values.dtype != np.uint8 and (low < 0 or high <= 1 or high > 255):
         low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
@@ -146,7 +149,7 @@ def _bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _small(picture: "Image") -> "Image":
-    """Return a copy that is small enough for a page, in a mode that PNG knows."""
+    """Return a copy of at most 256 pixels on a side, in a mode that PNG supports."""
     picture = picture.copy() if picture.mode in ("L", "RGB", "RGBA", "1", "P", "LA") else picture.convert("RGB")
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture

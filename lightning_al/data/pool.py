@@ -1,4 +1,4 @@
-"""Which dataset index was labeled in which cycle, by which strategy and with which score: pure bookkeeping."""
+"""The pool: which dataset index was labeled in which cycle, by which strategy and with which score."""
 
 import hashlib
 import math
@@ -98,17 +98,17 @@ class Pool:
         scores: Sequence[float] | Tensor | None = None,
         seconds: Mapping[str, float] | None = None,
     ) -> None:
-        """Move samples to the labeled part and begin the next cycle; nothing changes when an index is refused.
+        """Move samples to the labeled part and begin the next cycle; an error leaves the pool unchanged.
 
         Args:
             indices: Distinct, unlabeled dataset indices, at least one.
-            strategy: Who chose them.
+            strategy: The name of the strategy that chose them.
             scores: One finite score per index, if there are any.
-            seconds: How long the parts of the choice took, by name.
+            seconds: Seconds that each step of the query took, by name.
 
         Raises:
             TypeError: If an index is not an integer.
-            ValueError: If an index is out of range, given twice or labeled already, or the scores do not fit.
+            ValueError: If an index is out of range, repeated or labeled already, or the scores do not fit.
 
         """
         listed = [_as_index(index) for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
@@ -137,7 +137,7 @@ class Pool:
         self._history.append(Labeling(strategy, listed, numbers, durations))
 
     def extends(self, other: "Pool") -> bool:
-        """Tell whether every labeling of `other` happened here too, in the same order."""
+        """Return whether the history of `other` is the beginning of this one."""
         earlier_labelings = [labeling.indices for labeling in self._history[: len(other._history)]]
         return self.size == other.size and earlier_labelings == [labeling.indices for labeling in other._history]
 
@@ -149,12 +149,12 @@ class Pool:
         return digest.hexdigest()[:16]
 
     def check_dataset(self, size: int, fingerprint: str, source: str) -> None:
-        """Refuse a pool that belongs to another dataset.
+        """Raise if the pool belongs to another dataset.
 
         Args:
-            size: Number of samples of the dataset at hand.
-            fingerprint: Fingerprint of the dataset at hand.
-            source: Where this pool came from, for the message.
+            size: Number of samples of the dataset.
+            fingerprint: Fingerprint of the dataset.
+            source: Origin of this pool, for the message.
 
         Raises:
             ValueError: If the sizes or the (non-empty) fingerprints differ.
@@ -162,7 +162,7 @@ class Pool:
         """
         if self.size != size:
             raise ValueError(
-                f"{source} belongs to other data: it counts {self.size} samples, this dataset has {size}. "
+                f"{source} belongs to other data: it has {self.size} samples, this dataset has {size}. "
                 "Pass the dataset it was made for, or another file."
             )
         if self.fingerprint and fingerprint and self.fingerprint != fingerprint:
@@ -195,14 +195,14 @@ class Pool:
         """Rebuild a pool from `state_dict`.
 
         Args:
-            state: What `state_dict` returned.
-            source: Where the state came from, for messages.
+            state: The result of `state_dict`.
+            source: Origin of the state, for messages.
 
         Returns:
             An equal pool; every index is checked again.
 
         Raises:
-            ValueError: If the schema version is unknown, a key is missing or an index is refused.
+            ValueError: If the schema version is unknown, a key is missing or an index is invalid.
 
         """
         check_schema_version(state.get("schema_version"), source)

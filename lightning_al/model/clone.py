@@ -1,4 +1,4 @@
-"""A copy of the user's module that scores: on the device, in eval mode, in true single precision."""
+"""Copy the user's module for scoring: on the device, in eval mode, in true single precision."""
 
 import copy
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
     """Copy a module for scoring: on the device, in eval mode, in at least single precision.
 
     Args:
-        module: The user's module; not touched.
-        device: Where the clone goes.
+        module: The user's module; not changed.
+        device: The device of the clone.
 
     Returns:
         An independent copy.
@@ -44,18 +44,18 @@ def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
-    """Clone a LightningModule, and run what is inside as scores need it.
+    """Clone a LightningModule, and disable gradients, autocast and low precision inside.
 
     Args:
         trainer: The trainer that has just finished fitting.
         module: Its module.
 
     Yields:
-        The clone, on the trainer's device; inside there are no gradients and no autocast, and floats are true floats.
+        The clone, on the trainer's device.
 
     """
     precision = trainer.precision_plugin
-    # a forward that makes tensors of its own, such as a first hidden state, must make them double too
+    # tensors that a forward creates, such as a first hidden state, must be double too
     default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
     exact = true_float32(trainer.strategy.root_device)
     with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
@@ -64,14 +64,14 @@ def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[Lightni
 
 @contextmanager
 def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
-    """Clone a LightningModule onto the trainer's device, and let the trainer look as if it predicted.
+    """Clone a LightningModule onto the trainer's device, and set the trainer's stage to predicting.
 
     Args:
         trainer: The trainer that has just finished fitting.
         module: Its module, which the strategy's teardown moved to the CPU.
 
     Yields:
-        The clone. Hooks that ask `self.trainer.training`, to augment on the device for example, get False.
+        The clone. Hooks that read `self.trainer.training`, to augment on the device for example, get False.
 
     """
     clone = clone_module(module, trainer.strategy.root_device)
@@ -87,10 +87,10 @@ def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[Lightn
 
 
 def _share_buffers(trainer: Trainer, clone: LightningModule) -> None:
-    """Give every process the buffers of the first one.
+    """Broadcast the buffers of the first process to all.
 
     DDP shares them before each forward, so that after the last one running statistics differ between processes, and a
-    score would depend on which of them measured it.
+    score would depend on the process that measured it.
     """
     if trainer.world_size == 1:
         return

@@ -1,4 +1,4 @@
-"""More networks like the one that was just trained: each trained by itself on the labeled part, or read from a file."""
+"""The other members of a committee: trained separately on the labeled part, or read from a file."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ def copy_untrained(module: LightningModule) -> LightningModule:
     """Copy a module that can be trained apart from the original, in its own precision and on its own device.
 
     Args:
-        module: The user's module before a fit; not touched.
+        module: The user's module before a fit; not changed.
 
     Returns:
         An independent copy without a trainer.
@@ -57,16 +57,16 @@ def copy_untrained(module: LightningModule) -> LightningModule:
 
 
 def reinitialize(module: nn.Module) -> None:
-    """Draw the weights that train anew, by the `reset_parameters` of the modules that hold them.
+    """Draw the trainable weights anew, by the `reset_parameters` of the modules that hold them.
 
-    Outer modules come after the inner ones, so that a `reset_parameters` of the user's own has the last word. What
-    is frozen stays, and so does what no module can reset, such as a class token, with a warning.
+    Outer modules come after the inner ones, so that a `reset_parameters` by the user takes effect last. Frozen weights
+    are kept, and so are those that no module can reset, such as a class token, with a warning.
 
     Args:
         module: Changed in place; random numbers come from torch's global generator.
 
     Raises:
-        ValueError: If nothing was drawn anew.
+        ValueError: If no weight was drawn anew.
 
     """
     trainable = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad and tensor.ndim > 1}
@@ -96,8 +96,8 @@ def train_member(
     """Train one more network as the outer trainer trained its own, without its callbacks and loggers.
 
     Args:
-        start: The module before the outer fit; not touched.
-        outer: The trainer that has just finished fitting on an `ActiveLearningDataModule`; not touched.
+        start: The module before the outer fit; not changed.
+        outer: The trainer that has just finished fitting on an `ActiveLearningDataModule`; not changed.
         entropy: Integers that seed everything about the member, such as `(RandomStream.TRAINING, seed, cycle, member)`.
         fresh: Draw the weights anew.
         bootstrap: Train on as many samples, drawn with replacement.
@@ -114,7 +114,7 @@ def train_member(
     datamodule: ActiveLearningDataModule = outer.datamodule  # type: ignore[attr-defined]
     with seeded(*entropy), torch.enable_grad(), _quiet():
         member = copy_untrained(start)
-        # callbacks of the module's own would write checkpoints, or wait for a validation
+        # callbacks of the module itself would write checkpoints, or wait for a validation
         setattr(member, "configure_callbacks", list)  # noqa: B010  # mypy forbids assigning a method
         if fresh:
             reinitialize(member)
@@ -127,7 +127,7 @@ def read_member(module: LightningModule, path: str, *, trusted: bool = False) ->
     """Read the weights of a network of the same architecture.
 
     Args:
-        module: The clone that scores, whose loading decides what fits; not touched.
+        module: The clone that scores, which loads the file as the user's module would; not changed.
         path: A Lightning checkpoint, or a file with a plain state dict.
         trusted: Load any Python object in it, as for `load_weights`.
 
@@ -148,14 +148,14 @@ def read_member(module: LightningModule, path: str, *, trusted: bool = False) ->
 
 
 def _trainer_like(outer: Trainer) -> Trainer:
-    """Make a trainer of one device with what the outer one says about optimization, and nothing else of it."""
+    """Return a trainer of one device with the outer trainer's settings of optimization only."""
     device = outer.strategy.root_device
     # only a schedule that waits for a plateau needs the validation
     watches = any(config.reduce_on_plateau for config in outer.lr_scheduler_configs)
     return Trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
-        plugins=[LightningEnvironment()],  # whatever launched the outer trainer says nothing about this one
+        plugins=[LightningEnvironment()],  # independent of the launcher of the outer trainer
         precision=outer.precision,
         max_epochs=outer.max_epochs,
         max_steps=outer.max_steps,
@@ -170,7 +170,7 @@ def _trainer_like(outer: Trainer) -> Trainer:
         use_distributed_sampler=False,
         default_root_dir=outer.default_root_dir,
         callbacks=[_SameLength(outer.current_epoch)],
-        logger=[DummyLogger()],  # modules that call `self.logger.experiment` must find one
+        logger=[DummyLogger()],  # for modules that call `self.logger.experiment`
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -178,13 +178,13 @@ def _trainer_like(outer: Trainer) -> Trainer:
 
 
 class _SameLength(Callback):
-    """End after as many epochs as the outer fit had, which a callback of its own may have ended early."""
+    """Stop after as many epochs as the outer fit ran, which a callback may have stopped early."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse an optimizer that would leave the member untrained, or train another module."""
+        """Raise if the optimizer would leave the member untrained, or train another module."""
         parameter_ids = {id(parameter) for parameter in pl_module.parameters()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if groups and not any(id(parameter) in parameter_ids for group in groups for parameter in group["params"]):
@@ -199,9 +199,9 @@ class _SameLength(Callback):
 
 
 class _MemberData(ActiveLearningDataModule):
-    """A datamodule as a member sees it: set up already, with a training loader of its own.
+    """The datamodule of a member: set up already, with a training loader of its own.
 
-    Shallow copies of it and of the datamodule inside, so that `self.trainer` is the member's in every hook.
+    It and the datamodule inside are shallow copies, so that `self.trainer` is the member's in every hook.
     """
 
     def __init__(self, original: ActiveLearningDataModule, loader: DataLoader[Any]) -> None:
@@ -213,14 +213,14 @@ class _MemberData(ActiveLearningDataModule):
         self._loader = loader
 
     def prepare_data(self) -> None:
-        """Leave the data as it is."""
+        """Do nothing; the data is prepared."""
 
     def setup(self, stage: str) -> None:
-        """Introduce the trainer."""
+        """Set the trainer of the wrapped datamodule."""
         self.datamodule.trainer = self.trainer
 
     def teardown(self, stage: str) -> None:
-        """Leave the data as it is."""
+        """Do nothing; the outer trainer still uses the data."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the member's loader."""
@@ -228,7 +228,7 @@ class _MemberData(ActiveLearningDataModule):
 
 
 def _member_loader(datamodule: ActiveLearningDataModule, entropy: tuple[int, ...], bootstrap: bool) -> DataLoader[Any]:
-    """Make a loader over the labeled part that draws from a generator of its own, and not from the user's."""
+    """Return a loader over the labeled part that draws from its own generator, and not from the user's."""
     wrapped = datamodule.train_dataloader()  # made for this call
     size = len(wrapped.dataset)  # type: ignore[arg-type]
     generator = make_generator(*entropy)
@@ -241,7 +241,7 @@ def _member_loader(datamodule: ActiveLearningDataModule, entropy: tuple[int, ...
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning from saying about every member what it said about the outer trainer."""
+    """Suppress the messages of Lightning, which the outer trainer has shown already."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def hide(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Dropout at prediction time: on for the dropout modules alone, with masks that are the same for every sample."""
+"""Dropout at prediction time, for the dropout modules only, with masks that are the same for every sample."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,19 +13,20 @@ from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import derive_seed
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-TRIES = 50  # draws that must all agree before a model counts as one that does not drop
+# Draws that must all agree before a model counts as one without dropout: a rare mask drops nothing in most draws.
+TRIES = 50
 
 
 @contextmanager
 def dropout(module: nn.Module, *entropy: int) -> Iterator[None]:
-    """Let dropout modules drop as in training, while all others (batch normalization) stay as they are.
+    """Switch dropout modules to training mode, and leave all others (batch normalization) in eval mode.
 
-    A mask belongs to a draw of the network, not to a sample: every sample meets the same one, in whatever batch it
-    comes. So what one draw says of two samples can be compared, as BatchBALD must, scores do not depend on how the
-    pool is shared among processes, and rankings are less noisy.
+    A mask belongs to a draw of the network, not to a sample: every sample gets the same one, in any batch. So
+    predictions of one draw for two samples can be compared, as BatchBALD must, scores do not depend on how the pool is
+    distributed over processes, and rankings are less noisy.
 
     Args:
-        module: A network in eval mode; dropout that it calls as a function is not reached.
+        module: A network in eval mode; dropout that it calls as a function stays off.
         *entropy: Integers that fix all masks of this draw, such as `(RandomStream.DROPOUT, seed, cycle, pass)`.
 
     References:
@@ -55,7 +56,7 @@ def dropout(module: nn.Module, *entropy: int) -> Iterator[None]:
 
 @contextmanager
 def unfused_transformers() -> Iterator[None]:
-    """Call the modules in torch's transformers, which in eval mode are fused and get padded batches packed."""
+    """Disable the fused path of torch's transformers in eval mode, which calls no modules and packs padded batches."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -65,9 +66,9 @@ def unfused_transformers() -> Iterator[None]:
 
 
 def _mask(layer: nn.Module, inputs: Tensor, seed: int) -> tuple[Tensor, Tensor | int]:
-    """Ask a dropout module what it does to any sample: multiply by a slope and add an offset, of shape (1, ...)."""
+    """Return the slope and the offset, of shape (1, ...), that a dropout module applies to any sample."""
     ones = torch.ones_like(inputs[:1])
-    before, layer.training = layer.training, True  # one that is always on is in training already
+    before, layer.training = layer.training, True
     try:
         _seed(seed, on_cpu=inputs.device.type == "cpu")
         slope: Tensor = layer.forward(ones)
@@ -81,7 +82,7 @@ def _mask(layer: nn.Module, inputs: Tensor, seed: int) -> tuple[Tensor, Tensor |
 
 
 def _seed(seed: int, on_cpu: bool) -> None:
-    if on_cpu:  # where `torch.manual_seed` would note a traceback for a GPU that is not in use, which is slow
+    if on_cpu:  # `torch.manual_seed` would also record a traceback for a GPU that is not in use, which is slow
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
@@ -112,7 +113,7 @@ def dropout_passes(
 
 
 def check_passes(name: str, passes: int) -> None:
-    """Refuse a number of draws that cannot disagree."""
+    """Raise if the number of draws is below 2, since one draw cannot disagree."""
     if passes < 2:
         raise ValueError(
             f"`{name}(passes={passes})`: expected at least 2 draws of dropout, which one alone could not differ from."
@@ -120,19 +121,18 @@ def check_passes(name: str, passes: int) -> None:
 
 
 def check_dropout(name: str, predictor: Predictor, batch: Any, consistent: bool = False) -> None:
-    """Refuse a model on which two draws agree.
+    """Raise if a model's predictions do not depend on dropout.
 
     Args:
         name: The strategy, for the message.
         predictor: The model.
-        batch: A batch to try.
-        consistent: Whether a draw must be the same network for every sample, in whatever row.
+        batch: A batch to predict.
+        consistent: Whether a draw must be the same network for every sample, in any row.
 
     Raises:
-        ValueError: If dropout changes nothing, or other samples meet other masks; with what to do about it.
+        ValueError: If dropout changes nothing, or masks differ between samples; the message states the remedy.
 
     """
-    # a rare mask of a narrow layer drops nothing in most draws
     tries = dropout_passes(predictor, batch, [(draw,) for draw in range(TRIES)], "identity")
     first = next(tries)
     model = type(predictor.module).__name__

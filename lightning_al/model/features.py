@@ -1,4 +1,4 @@
-"""Features of a sample: what the last linear layer of a network gets, or what a module of a given name puts out."""
+"""Features of a sample: the input of a network's last linear layer, or the output of a module of a given name."""
 
 import difflib
 from contextlib import nullcontext
@@ -12,7 +12,8 @@ from lightning_al.model.dropout import unfused_transformers
 from lightning_al.model.predictor import Predictor
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a convolution at the end of a dense model is one per position
-MAX_NAMES = 12  # names in an error message
+# Names in an error message, so that it stays readable.
+MAX_NAMES = 12
 
 
 class Features:
@@ -24,7 +25,7 @@ class Features:
 
     Args:
         predictor: The model as a function from a batch to outputs.
-        batch: A batch to try, on the model's device.
+        batch: A batch on the model's device, to find the layer with.
         name: The module whose output to take instead, as in `dict(model.named_modules())`.
 
     Raises:
@@ -43,7 +44,7 @@ class Features:
         self._names = {module: path for path, module in predictor.module.named_modules() if path}
         self._takes_input = name is None
         self._layer = self._last_linear(batch) if name is None else self._named(name)
-        self(batch)  # what cannot be read fails before the pool is
+        self(batch)  # raises before the pool is scored
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the outputs (B, C, *positions) and the features (B, D) of a batch."""
@@ -52,7 +53,7 @@ class Features:
         def keep(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             tensor = _first_tensor((*inputs, *keywords.values()) if self._takes_input else output)
             channels_last = isinstance(layer, nn.Linear) or (tensor.ndim == 3 and not isinstance(layer, LINEAR))
-            # at once, since what comes next may change it in place
+            # at once, since later layers may change it in place
             captured[:] = [(_average_positions(tensor, channels_last), describe(tensor))]
 
         fused = nullcontext() if self._takes_input else unfused_transformers()
@@ -87,14 +88,14 @@ class Features:
         return modules[name]
 
     def _last_linear(self, batch: Any) -> nn.Module:
-        """Find the last layer with one output per class that the model's output depends on directly."""
+        """Return the last layer with one output per class that the model's output depends on directly."""
         calls: list[tuple[nn.Module, Tensor | None]] = []
 
         def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():  # a `predict_step` may forbid it
+            if not torch.is_grad_enabled():  # a `predict_step` may disable it
                 calls.append((layer, None))
                 return output
-            # cut off from the layers before, so that only the last ones on each way get a gradient
+            # detached from the layers before, so that only the last ones on each path get a gradient
             leaf = output.detach().requires_grad_()
             calls.append((layer, leaf))
             return leaf.clone()
@@ -125,12 +126,12 @@ class Features:
         return last
 
     def _matters(self, layer: nn.Module, batch: Any, outputs: Tensor) -> bool:
-        """Ask, where no gradient tells, whether the outputs change with those of a layer."""
+        """Return whether the outputs change with those of a layer, where no gradient shows it."""
         with layer.register_forward_hook(lambda layer, inputs, output: 1 - 2 * output):
             return not torch.equal(self.predictor(batch), outputs)
 
     def _candidates(self, batch: Any) -> str:
-        """Name the modules that were called last, with what they put out."""
+        """Return a remedy for messages that lists the last called modules with the shapes of their outputs."""
         shapes: dict[str, str] = {}
 
         def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -9,13 +9,13 @@ from lightning_al.model.predictor import Predictor
 
 
 def prefer_channels_last(predictor: Predictor, batch: Any) -> None:
-    """Keep the weights of convolutions over pictures with their channels last, on a CPU.
+    """Store the weights of two-dimensional convolutions with their channels last, on a CPU.
 
-    oneDNN then convolves without reordering what goes in and out of each layer, since activations follow the weights.
-    A model that takes its activations apart with `view` would fail, so one batch is tried.
+    oneDNN then convolves without reordering inputs and outputs of each layer, since activations follow the weights.
+    A model that reshapes its activations with `view` would fail, so one batch is tried.
 
     Args:
-        predictor: The clone of the model, whose weights are laid out anew; call under `torch.no_grad`.
+        predictor: The clone of the model, whose weights are reordered; call under `torch.no_grad`.
         batch: A few samples.
 
     Cost: one forward pass over `batch` if there are such convolutions.
@@ -28,5 +28,5 @@ def prefer_channels_last(predictor: Predictor, batch: Any) -> None:
     try:
         module.to(memory_format=torch.channels_last)
         predictor(batch)
-    except Exception:  # what is wrong with the model itself is reported where its outputs are needed
+    except Exception:  # an error of the model itself is raised again where its outputs are needed
         module.to(memory_format=torch.contiguous_format)

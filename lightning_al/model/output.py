@@ -1,4 +1,4 @@
-"""What the output of a model looks like: which tensor holds the predictions, and in which layout."""
+"""The output of a model: which tensor holds the predictions, and the order of its dimensions."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,7 +12,7 @@ Output = Literal["softmax", "sigmoid", "identity"]
 
 
 def find_output(outputs: Any) -> Tensor:
-    """Find the tensor of predictions in what a module returned.
+    """Return the tensor of predictions in the output of a module.
 
     Args:
         outputs: A tensor; a tuple or list that starts with one; a mapping or Hugging Face ModelOutput that has one
@@ -22,7 +22,7 @@ def find_output(outputs: Any) -> Tensor:
         The tensor, unchanged.
 
     Raises:
-        TypeError: If there is none, with the type found and three ways out.
+        TypeError: If there is none, with the type of the output and three ways out.
 
     """
     predictions = outputs
@@ -44,7 +44,7 @@ def find_output(outputs: Any) -> Tensor:
 
 
 def to_batch_class_positions(outputs: Tensor) -> Tensor:
-    """Bring outputs to (B, C, *positions), in at least single precision.
+    """Return outputs as (B, C, *positions), in at least single precision.
 
     Args:
         outputs: (B,) or (B, C); sequences (B, T, C); dense (B, C, H, W) or (B, C, D, H, W).

@@ -15,9 +15,9 @@ from lightning_al.scoring.progress import ReportPass, ignore_pass
 
 
 class Predictor:
-    """A module seen as a function from a batch to raw outputs of shape (B, C, *positions).
+    """A module as a function from a batch to raw outputs of shape (B, C, *positions).
 
-    What is called is, in this order: the module's `acquisition_step(batch)`; an overridden `predict_step`;
+    It calls, in this order of preference, the module's `acquisition_step(batch)`, an overridden `predict_step`, or
     `forward` on the inputs of the batch.
 
     Args:
@@ -44,7 +44,7 @@ class Predictor:
         """Return class probabilities of shape (B, C, *positions).
 
         Args:
-            batch: As the loader gives it, on the module's device.
+            batch: A batch of the loader, on the module's device.
 
         Returns:
             The softmax over dimension 1, or the outputs themselves if the module already ends in one.
@@ -56,7 +56,7 @@ class Predictor:
         return self.to_probabilities(self(batch))
 
     def to_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the class probabilities that outputs of this module, (B, C, *positions), stand for."""
+        """Return class probabilities from outputs (B, C, *positions) of this module."""
         if outputs.shape[1] == 1:
             raise ValueError(
                 f"{type(self.module).__name__} has one output per sample, and the softmax of one number is always 1. "
@@ -73,7 +73,7 @@ class Predictor:
         return outputs if self._gives_probabilities else outputs.softmax(1)
 
     def output(self, batch: Any, kind: Output) -> Tensor:
-        """Return what distances are measured on: probabilities, sigmoids or raw outputs, (B, C, *positions)."""
+        """Return probabilities, sigmoids or raw outputs (B, C, *positions), on which distances are measured."""
         if kind == "softmax":
             return self.probabilities(batch)
         return self(batch).sigmoid() if kind == "sigmoid" else self(batch)
@@ -91,7 +91,7 @@ class Predictor:
 
 
 def _positional(function: Callable[..., Any]) -> int | None:
-    """Count the positional parameters; None if it takes any number."""
+    """Return the number of positional parameters; None for any number."""
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return None

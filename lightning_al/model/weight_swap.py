@@ -1,4 +1,4 @@
-"""Several sets of weights for one module: collected, laid out as the module lays out its own, and swapped in."""
+"""Several sets of weights for one module: copy them, move them to its device, and swap them in."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ def copy_weights(module: nn.Module) -> dict[str, Tensor]:
     """Copy the weights of a module to the CPU.
 
     Args:
-        module: On any device and in any precision, which the copy keeps; not touched.
+        module: On any device and in any precision, which the copy keeps; not changed.
 
     Returns:
         Parameters and persistent buffers by name; tied ones are one tensor under several names.
@@ -35,11 +35,11 @@ def copy_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """Copy weights to where a module keeps its own, so that `swapped_weights` only has to swap pointers.
+    """Copy weights to the device of a module, so that `swapped_weights` only has to swap pointers.
 
     Args:
-        module: Its device, precision and memory layout decide; the clone that scores has at least single precision.
-        weights: As `weights_of` names them.
+        module: Copies get its device, precision and memory layout; the clone that scores has at least single precision.
+        weights: Tensors with the names of `weights_of`.
 
     Returns:
         Copies by name.
@@ -50,7 +50,7 @@ def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """
     current = weights_of(module)
     _check_weights(module, current, weights, lambda tensor: tuple(tensor.shape))
-    # one deep copy of all: tensors that share memory, such as an LSTM's on a GPU, must share that of the copy too
+    # one deep copy of all: tensors that share memory, such as an LSTM's on a GPU, must share it in the copy too
     copies = copy.deepcopy({name: tensor.data for name, tensor in current.items()})
     for name, tensor in copies.items():
         tensor.copy_(weights[name])
@@ -59,14 +59,14 @@ def copy_to_device_of(module: nn.Module, weights: Weights) -> dict[str, Tensor]:
 
 @contextmanager
 def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
-    """Give a module other weights inside, and its own ones back afterwards, also after an exception.
+    """Set other weights of a module inside, and restore its own afterwards, also after an exception.
 
-    Pointers are swapped and nothing is copied: parameters and buffers stay the same objects, which optimizers, hooks
-    and tied layers may hold.
+    Pointers are swapped and nothing is copied: parameters and buffers stay the same objects, to which optimizers, hooks
+    and tied layers may refer.
 
     Args:
         module: Any module.
-        weights: As `copy_to_device_of` returns them: on the module's device and in its precision.
+        weights: The result of `copy_to_device_of`: on the module's device and in its precision.
 
     Raises:
         ValueError: If a name, a shape, a precision or a device is not the module's.
@@ -96,9 +96,9 @@ def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) 
     """Predict a batch with one set of weights after the other.
 
     Args:
-        predictor: The model, which has its own weights again whenever a pass is handed over.
+        predictor: The model, which has its own weights again whenever a pass is yielded.
         batch: A batch on its device.
-        members: K sets of weights, as `copy_to_device_of` returns them.
+        members: K sets of weights, each a result of `copy_to_device_of`.
 
     Yields:
         K tensors of class probabilities (B, C, *positions).

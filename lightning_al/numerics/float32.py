@@ -1,4 +1,4 @@
-"""True single precision, whatever the user allowed for training."""
+"""True single precision, whatever precision training has."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,25 +13,24 @@ from torch.utils._pytree import tree_leaves
 
 @contextmanager
 def true_float32(device: torch.device) -> Iterator[None]:
-    """Leave autocast, switch TF32 and the choice of kernels by trial off inside, and restore every flag.
+    """Disable autocast, TF32 and the choice of kernels by benchmark inside, and restore every flag afterwards.
 
-    A finite difference subtracts two nearly equal numbers, so it keeps only the digits that the precision has to
-    spare: under bfloat16 autocast it would rank rounding errors. Kernels chosen by trial may round differently from
-    one process to the next.
+    A finite difference subtracts two nearly equal numbers and loses their common digits: under bfloat16 autocast it
+    would rank rounding errors. Kernels chosen by benchmark may round differently from one process to the next.
     """
     with ExitStack() as stack:
         for get, put, exact in _float32_settings():
             value = get()
-            if value != exact:  # an inherited value must not become one of the switch's own when it is restored
+            if value != exact:  # an inherited value must stay inherited, which setting it again would change
                 stack.callback(put, value)
                 put(exact)
-        # a model may enter autocast itself; with the cache it would go on with casts of the clean weights
+        # a model may enter autocast itself; with the cache it would reuse casts of the clean weights
         stack.enter_context(torch.autocast(device.type, enabled=False, cache_enabled=False))
         yield
 
 
 def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """List how to read and write what changes float32 results, parents first, each with its exact value."""
+    """Return getter, setter and exact value of each setting that changes float32 results, parents first."""
     backends: Any = torch.backends
     trial = (partial(getattr, backends.cudnn, "benchmark"), partial(setattr, backends.cudnn, "benchmark"), False)
     if hasattr(backends.cudnn, "conv"):  # torch 2.9 and newer: the old switches may not even be read beside these
@@ -44,7 +43,7 @@ def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], 
 
 
 def computes_in_low_precision(run: Callable[[], Any]) -> bool:
-    """Tell whether a call makes any tensor of less than single precision."""
+    """Return whether a call makes any tensor of less than single precision."""
     watch = _WatchPrecision()
     with watch:
         run()

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 
 class RandomStream(IntEnum):
-    """What a draw is for, so that no two purposes ever share their random numbers.
+    """The purpose of a random draw, so that no two purposes share their random numbers.
 
-    The numbers go into every seed, so they stay as they are; 8 was that of a purpose that is gone.
+    The numbers go into every seed, so they must not change; 8 was that of a purpose that no longer exists.
     """
 
     SETUP = 1
@@ -53,11 +53,11 @@ def derive_seed(*entropy: int) -> int:
 
 
 def make_generator(*entropy: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator seeded from integers; a bare `torch.Generator()` would always start from the same state.
+    """Return a generator seeded from integers; a bare `torch.Generator()` would always start from the same state.
 
     Args:
         *entropy: Integers such as `(seed, cycle)`.
-        device: Where the generator draws; CPU and CUDA give different numbers for the same seed.
+        device: The device of the generator; CPU and CUDA give different numbers for the same seed.
 
     Returns:
         A seeded `torch.Generator` on `device`.
@@ -74,18 +74,18 @@ def make_generator(*entropy: int, device: torch.device | str = "cpu") -> torch.G
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leave the global random numbers of Python, NumPy and torch as they were, even after an exception."""
+    """Restore the global random numbers of Python, NumPy and torch afterwards, also after an exception."""
     isolation = isolate_rng()
     isolation.__enter__()
     try:
         yield
     finally:
-        isolation.__exit__(None, None, None)  # told of an exception, it would restore nothing
+        isolation.__exit__(None, None, None)  # with an exception as argument it would restore nothing
 
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed the global random numbers inside, and leave the caller's as they were.
+    """Seed the global random numbers inside, and restore the caller's afterwards.
 
     Args:
         *entropy: Integers such as `(seed, cycle)`.

@@ -1,4 +1,4 @@
-"""One pass over a loader: batches to the device, rows of measurements back."""
+"""One pass over a loader: move batches to the device, and collect rows of measurements."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,13 +26,13 @@ def measure_pool(
         batches: Batches with the dataset index of each sample.
         transfer: Moves a batch to the device.
         chunk_bytes: How many bytes of inputs a chunk may hold; a chunk has at least one batch.
-        advance: Told the number of samples after each chunk.
+        advance: Called with the number of samples after each chunk.
 
     Returns:
         Dataset indices and (N, ...) rows on the CPU, in the order of the loader.
 
     Raises:
-        ValueError: If `measure` gives another number of rows than there are samples.
+        ValueError: If `measure` returns another number of rows than there are samples.
 
     Cost: one read of the data; device memory for one chunk, host memory for the rows.
 
@@ -44,7 +44,7 @@ def measure_pool(
     for chunk in chunked(on_device, limit):
         ids = [index for part in chunk for index in part.indices]
         sizes = [len(part.indices) for part in chunk]
-        # read back before the next chunk is queued, so that a GPU computes while the loader reads on
+        # copied before the next chunk is queued, so that a GPU computes while the loader reads
         rows[-1:] = [row.cpu() for row in rows[-1:]]
         measured = within_memory(measure, [part.batch for part in chunk], limit, sizes)
         if measured.ndim == 0 or len(measured) != len(ids):
@@ -54,6 +54,6 @@ def measure_pool(
             )
         rows.append(measured.detach())
         indices += ids
-        chunk.clear()  # before the next one is read
+        chunk.clear()  # frees it before the next one is read
         advance(len(ids))
     return indices, torch.cat([row.cpu() for row in rows]) if rows else torch.empty(0)

@@ -1,4 +1,4 @@
-"""How much is measured at a time, and what happens when the device's memory runs out."""
+"""Limit how much is measured at a time, and measure less when the device's memory runs out."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,16 +16,17 @@ from lightning_al.data.batch import take_rows, tensors_in
 BatchT = TypeVar("BatchT")
 
 
-CHUNK_BYTES = 256 * 2**20  # of inputs held on the device at a time; enough batches to hide the cost of K noise draws
+# Bytes of inputs held on the device at a time: enough batches to hide the cost of K noise draws.
+CHUNK_BYTES = 256 * 2**20
 
 
 @dataclass
 class MemoryLimit:
-    """How much a chunk may hold; less after a chunk was too much.
+    """How much a chunk may hold; halved whenever memory runs out.
 
     Attributes:
-        nbytes: Of inputs.
-        samples: In a batch, above which it is split.
+        nbytes: Bytes of inputs in a chunk.
+        samples: Samples in a batch, above which it is split.
 
     """
 
@@ -42,13 +43,13 @@ def within_memory(
         measure: Maps a list of batches on the device to one row per sample.
         chunk: The batches.
         limit: Halved when memory runs out, so that the next chunks are smaller from the start.
-        sizes: The number of samples in each batch; by default what their tensors say.
+        sizes: The number of samples in each batch; by default that of its tensors.
 
     Returns:
         (n, ...) rows.
 
     Raises:
-        torch.OutOfMemoryError: If a single sample is too much.
+        torch.OutOfMemoryError: If a single sample does not fit.
 
     """
     if len(chunk) > 1 or limit.samples == math.inf:
@@ -59,7 +60,7 @@ def within_memory(
             if sizes == [1] or not is_out_of_memory(error):
                 raise
             reason = str(error)
-        # outside of the handler, whose error keeps the tensors of the failed pass alive
+        # outside of the `except` block, whose error keeps the tensors of the failed pass alive
         _halve_limit(limit, sizes[0] if len(chunk) == 1 else None, reason)
     sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
     if len(chunk) == 1:
@@ -70,7 +71,7 @@ def within_memory(
 
 
 def _measure_in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit) -> Tensor:
-    """Measure a batch in parts that fit, each taken out of the whole, whose size tells what has a row per sample."""
+    """Measure a batch in parts that fit, each taken from the full batch, whose size marks the tensors to cut."""
     rows: list[Tensor] = []
     done = 0
     while done < size:
@@ -90,7 +91,7 @@ def _measure_in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: 
 
 
 def _halve_limit(limit: MemoryLimit, samples: int | None, reason: str) -> None:
-    """Halve the limit after a chunk, or a batch of so many samples, was too much."""
+    """Halve the limit after a chunk, or a batch of this many samples, did not fit."""
     limit.nbytes //= 2
     if samples is not None:
         limit.samples = (samples + 1) // 2
@@ -101,14 +102,14 @@ def _halve_limit(limit: MemoryLimit, samples: int | None, reason: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that something did not fit into the device's memory, or into its kernels' limits."""
+    """Return whether an error means that the device's memory, or a limit of its kernels, is exceeded."""
     if isinstance(error, torch.cuda.OutOfMemoryError) or "32-bit index" in str(error):
         return True
     return bool(error.args) and isinstance(error.args[0], str) and is_oom_error(error)
 
 
 def chunked(batches: Iterable[BatchT], limit: MemoryLimit | None = None) -> Iterator[list[BatchT]]:
-    """Group batches into chunks of at most so many bytes, each of at least one batch.
+    """Group batches into chunks of a limited number of bytes, each of at least one batch.
 
     Args:
         batches: Nested containers of tensors.
@@ -122,7 +123,7 @@ def chunked(batches: Iterable[BatchT], limit: MemoryLimit | None = None) -> Iter
     chunk: list[BatchT] = []
     chunk_bytes = 0
     for batch in batches:
-        size = _nbytes(batch) or limit.nbytes  # what holds tensors out of sight makes a chunk of its own
+        size = _nbytes(batch) or limit.nbytes  # a batch whose tensors are not visible is a chunk by itself
         if chunk and chunk_bytes + size > limit.nbytes:
             yield chunk
             chunk, chunk_bytes = [], 0

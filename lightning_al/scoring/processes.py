@@ -1,4 +1,4 @@
-"""Rows of measurements from all processes, brought together by dataset index."""
+"""Gather rows of measurements from all processes, sorted by dataset index."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,24 +38,24 @@ def gather_measurements(
     ranked: bool,
     score: Callable[[Tensor], Tensor | None],
 ) -> Measurements:
-    """Check the measurements of all processes, and bring together what is needed of them.
+    """Check the measurements of all processes, and gather the rows that are needed.
 
     Args:
         trainer: Its strategy's process group is still alive at fit end.
         name: The strategy, for messages.
-        expected: Dataset indices that were to be measured, ascending.
-        expected_here: Those that this process was to measure.
+        expected: Dataset indices to be measured, ascending.
+        expected_here: Those to be measured by this process.
         indices: Those that this process measured.
         rows: Their (n, ...) measurements; a process without a batch passes an empty tensor of any shape.
         rows_to_gather: Returns which of one process's rows, at least one, are needed; None for all.
-        ranked: Whether samples will be picked by these, so that equal rows would be useless.
-        score: Returns one number per row, or None; those of all rows are gathered, whichever rows are.
+        ranked: Whether samples are picked by these rows, so that equal rows are an error.
+        score: Returns one number per row, or None; the scores of all rows are gathered.
 
     Returns:
         The measurements, the same on every process.
 
     Raises:
-        RuntimeError: If a sample is missing or came twice.
+        RuntimeError: If a sample is missing or was measured twice.
         ValueError: If a value is NaN or infinite, or all rows are equal though they are to be ranked.
 
     """
@@ -66,10 +66,10 @@ def gather_measurements(
     strategy = trainer.strategy
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
-    # whatever looks wrong on one process is gathered whole, so that every process raises the same error
+    # where rows of one process are invalid all rows are gathered, so that every process raises the same error
     sound = _is_sound(name, expected_here, indices, rows, ranked)
     chosen = (rows_to_gather(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
-    if strategy.reduce_boolean_decision(chosen is not None):  # every process votes, also one without a batch
+    if strategy.reduce_boolean_decision(chosen is not None):  # on every process, also on one without a batch
         assert chosen is not None
         local_scores = score(rows)
         scores = None if local_scores is None else gather_rows(trainer, indices, local_scores)[1]
@@ -82,7 +82,7 @@ def gather_measurements(
 
 
 def gather_rows(trainer: Trainer, indices: list[int], rows: Tensor) -> tuple[list[int], Tensor]:
-    """Bring rows of all processes together, sorted by dataset index, the same on every process.
+    """Gather the rows of all processes, sorted by dataset index, on every process.
 
     Args:
         trainer: Its strategy's process group is still alive at fit end.

@@ -1,4 +1,4 @@
-"""A progress bar for scoring, in the style of the bar that the trainer already shows."""
+"""A progress bar for scoring, in the style of the trainer's bar."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,24 +8,25 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-PIPE_SECONDS = 10.0  # between two states of a bar in a file, where each stays
+# Seconds between two states of a bar that is written to a file, which keeps every state.
+PIPE_SECONDS = 10.0
 
 ShowProgress = Callable[[int, str], object]  # takes samples to advance by, and a status
 ReportPass = Callable[[int, int, int], object]  # takes the pass, from 1, of how many, over how many samples
 
 
 def ignore_pass(step: int, count: int, samples: int) -> None:
-    """Report a pass to nobody."""
+    """Do nothing, where no bar is shown."""
 
 
 class Bar:
-    """How far scoring is, in samples of which all passes are done.
+    """The progress of scoring, in samples.
 
-    A chunk may be the whole pool, so each pass over it moves the bar by its share of the samples.
+    A chunk may be the complete pool, so each pass over it moves the bar by its share of the samples.
 
     Args:
         total: Samples that this process scores.
-        show: Moves what is on the screen.
+        show: Moves the displayed bar.
 
     """
 
@@ -37,7 +38,7 @@ class Bar:
         self._displayed = 0
 
     def finish(self, samples: int) -> None:
-        """Count a chunk whose rows are there."""
+        """Count the samples of a finished chunk."""
         self._finished += samples
         self._in_progress = 0.0
         self._move("")
@@ -48,14 +49,14 @@ class Bar:
         self._move(f"pass {step} of {count}" if count > 1 else "")
 
     def _move(self, status: str) -> None:
-        # a chunk that ran out of memory begins again: the bar waits until it is as far as before
+        # a chunk that ran out of memory starts again: the bar waits until it has caught up
         reached = max(self._displayed, min(self._total, int(self._finished + self._in_progress + 1e-6)))
         self._show(reached - self._displayed, status)
         self._displayed = reached
 
 
 class Progress:
-    """The progress of one query: a bar for each part of the data that is scored, and the passes that move it.
+    """The progress bars of one query: one for each part of the data that is scored.
 
     Args:
         trainer: Its progress bar callback decides between tqdm, rich and nothing; the first process shows it.
@@ -91,7 +92,7 @@ class Progress:
 
         """
         callback = self._trainer.progress_bar_callback
-        # bars of other makes need not say whether they are on
+        # the bars of other libraries need not have `is_disabled`
         if callback is None or getattr(callback, "is_disabled", False) or not self._trainer.is_global_zero:
             yield lambda samples: None
             return
@@ -106,7 +107,7 @@ class Progress:
 
 @contextmanager
 def _tqdm_bar(total: int, description: str) -> Iterator[ShowProgress]:
-    """Show a bar of Lightning's own make, a widget in notebooks; a file gets a state now and then."""
+    """Show Lightning's tqdm bar, a widget in notebooks; a file gets a state every 10 seconds."""
     piped = "notebook" not in Tqdm.__mro__[1].__module__ and not sys.stdout.isatty()
     with Tqdm(
         desc=description,
@@ -127,7 +128,7 @@ def _tqdm_bar(total: int, description: str) -> Iterator[ShowProgress]:
 
 @contextmanager
 def _rich_task(callback: RichProgressBar, total: int, description: str) -> Iterator[ShowProgress]:
-    """Add a bar to the trainer's display: that one is still alive, and rich before 14.1 allows no second."""
+    """Add a bar to the trainer's display, which is still open; rich before 14.1 allows no second display."""
     display = callback.progress
     if display is None:
         yield lambda samples, status: None

@@ -1,4 +1,4 @@
-"""What makes measurements useless for a ranking."""
+"""Check that measurements can be ranked."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows: Tensor, ranked: bool = True) -> None:
-    """Refuse measurements that cannot be ranked.
+    """Raise if measurements cannot be ranked.
 
     Args:
         name: The strategy, for messages.
-        expected: The dataset indices that were to be measured, ascending.
-        indices: Those that were.
+        expected: The dataset indices to be measured, ascending.
+        indices: Those that were measured.
         rows: (N, ...) measurements.
         ranked: Whether equal rows are an error.
 
     Raises:
-        RuntimeError: If a sample is missing or came twice.
+        RuntimeError: If a sample is missing or was measured twice.
         ValueError: If a value is NaN or infinite, or all rows are equal.
 
     """
@@ -41,5 +41,5 @@ def check_rows(name: str, expected: Sequence[int], indices: Sequence[int], rows:
 
 
 def _flat(rows: Tensor) -> Tensor:
-    """Return (n, D) rows; a reshape could not tell D from no rows at all."""
+    """Return (n, D) rows; a reshape could not infer D from an empty tensor."""
     return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Parts of the data, read once each and measured by all processes together."""
+"""Measure parts of the data, each in one pass shared by all processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ def _none_of(rows: Tensor) -> None:
 
 @dataclass(frozen=True)
 class ScoringPass:
-    """How the samples of one query are measured.
+    """The measurement of samples for one query.
 
     Args:
         name: The strategy, for messages.
         trainer: The trainer at fit end.
-        datamodule: Where samples come from.
+        datamodule: Provides the samples.
         transfer: Moves a batch to the device.
         measure: Maps a chunk, a list of batches on the device, to one row per sample.
-        progress: Shows how far the pass is.
+        progress: Shows the progress of the pass.
 
     """
 
@@ -52,8 +52,8 @@ class ScoringPass:
 
         Args:
             indices: Dataset indices, ascending.
-            part: What these samples are, for the progress bar.
-            ranked: Whether samples will be picked by these.
+            part: The name of this part of the data, for the progress bar.
+            ranked: Whether samples are picked by these measurements.
             rows_to_gather: Returns which rows of one process all processes need, or None for all.
             score: Maps rows to one number each, or to None.
 

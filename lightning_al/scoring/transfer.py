@@ -1,4 +1,4 @@
-"""Batches on the device, in the precision of the model."""
+"""Move batches to the device, in the precision of the model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ def make_transfer(trainer: Trainer, clone: LightningModule) -> Callable[[Any], A
 
 
 def match_precision(batch: Any, module: nn.Module) -> Any:
-    """Cast floating-point inputs to what the module computes in: low precision up, anything for a double module."""
+    """Cast floating-point inputs to the module's precision: low precision to single, any to double if it is double."""
     double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
 
     def cast(tensor: Tensor) -> Tensor:
@@ -54,6 +54,6 @@ def match_precision(batch: Any, module: nn.Module) -> Any:
 
 
 def to_module(batch: Any, module: nn.Module) -> Any:
-    """Move a batch to where a plain module is, for use without a trainer."""
+    """Move a batch to the device of a plain module, for use without a trainer."""
     tensor = next(iter(module.parameters()), torch.empty(0))
     return match_precision(move_data_to_device(batch, tensor.device), module)

@@ -9,19 +9,20 @@ from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 
 class RandomSubset(Wrapper):
-    """Show another acquisition a random part of the candidates, drawn anew each cycle.
+    """Let another acquisition pick from a random part of the candidates, drawn anew each cycle.
 
-    Scoring costs less, and near-duplicates meet less often, so that a batch of top scores repeats itself less.
+    Scoring costs less, and a batch of top scores holds fewer near-duplicates.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         acquisition: The class of the other acquisition, or a `functools.partial` of it.
-        candidates: How many to show: a number, or a share of the candidates in (0, 1]; never fewer than are labeled.
+        candidates: How many to show: a number, or a share of the candidates in (0, 1]; more than are labeled.
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: Before training, if no more candidates are drawn than are labeled.
 
-    Cost: that of the other acquisition, for so many candidates.
+    Cost: that of the other acquisition, for the candidates that are drawn.
 
     Example:
         >>> from lightning_al import MarginAcquisition
@@ -41,7 +42,7 @@ class RandomSubset(Wrapper):
         self.candidates = check_size(f"`RandomSubset(candidates={candidates!r})`", candidates, "the candidates")
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
-        """Draw the part."""
+        """Return a random part of the candidates."""
         count = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
         rows = torch.randperm(len(indices), generator=generator)[: max(count, budget)].sort().values
         return self.inner.subsample_candidates([indices[row] for row in rows.tolist()], budget, generator)
