@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.shortcuts import take_shortcuts
+
 ROOT = Path(__file__).parent.parent
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -59,6 +61,7 @@ def _run(command: list[str], cwd: str, environment: dict[str, str], stdout: str,
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))  # noqa: SIM115
+    take_shortcuts()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
