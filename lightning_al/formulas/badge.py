@@ -12,8 +12,8 @@ from lightning_al.formulas.greedy import OuterProducts, d2_sampling_block, greed
 def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.Generator) -> Tensor:
     """Pick samples by k-means++ over the gradients of their losses in the last layer.
 
-    A gradient is long if the model is unsure and points where the sample would move the model, so picks that lie far
-    apart are both uncertain and different. The gradient of a linear layer is an outer product, whose inner products
+    A gradient is long if the model is unsure, and its direction is that of the update by the sample, so picks that lie
+    far apart are both uncertain and different. The gradient of a linear layer is an outer product, whose inner products
     are those of its factors: neither it nor a distance matrix is ever formed.
 
     ``g_i = (p_i - e_{argmax p_i}) h_i^T``; ``P(i_1 = i) ~ ||g_i||^2``, then ``P(i_t = i) ~ min_{c in picks}
@@ -55,7 +55,7 @@ def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.
             f"{len(features)}; measure both in the same forward pass"
         )
     gradients, choose = OuterProducts(residuals, features), partial(d2_sampling_block, generator=generator)
-    # the factors may fit while their product does not; four of its kind stand in a distance
+    # the factors may fit while their product does not, of which a distance has four
     if not bool((gradients.lengths <= torch.finfo(residuals.dtype).max / 16).all()):
         row = int(gradients.lengths.argmax())
         raise ValueError(
@@ -67,7 +67,7 @@ def badge(residuals: Tensor, features: Tensor, budget: int, *, generator: torch.
 
 
 def hypothetical_residuals(probs: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy in the logits if the most likely class were the label.
+    """Return the gradient of the cross-entropy with respect to the logits, with the most likely class as the label.
 
     ``p_i - e_{argmax p_i}``, the lower class at a tie.
 

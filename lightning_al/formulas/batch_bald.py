@@ -1,4 +1,4 @@
-"""BatchBALD: the batch of samples whose classes, taken together, tell most about the network's weights."""
+"""BatchBALD: the batch of samples whose joint classes have the most information about the network's weights."""
 
 import math
 
@@ -7,25 +7,27 @@ from torch import Tensor
 
 from lightning_al.formulas.checks import check_budget
 
-_ELEMENTS = 2**24  # of probabilities of configurations held at a time
-_LARGEST_EXACT = 2**22  # configurations that `joint_entropy` sums over
+# Probabilities of configurations that are held at a time, to bound memory.
+_ELEMENTS = 2**24
+# Configurations that `joint_entropy` sums over at most, to bound time.
+_LARGEST_EXACT = 2**22
 
 
 def batch_bald(log_probs_nkc: Tensor, budget: int, *, generator: torch.Generator, samples: int = 10_000) -> Tensor:
-    """Pick, one after another, the sample that adds most to what the batch's classes tell about the weights.
+    """Pick greedily the sample that adds most to the information of the batch's classes about the weights.
 
-    BALD adds up what each sample would tell alone, and so counts twice what two of them tell alike; the joint entropy
-    counts it once. A draw k of the weights must be the same network for every sample.
+    BALD adds up the information of each sample, and so counts information that two samples share twice; the joint
+    entropy counts it once. A draw k of the weights must be the same network for every sample.
 
     ``I(y_1, ..., y_b; w) = H(y_1, ..., y_b) - sum_i E_k H(y_i | w_k)``, where ``P(y_1, ..., y_b) = 1/K sum_k prod_i
-    p(y_i | w_k)``; never more than log K, so that in a batch that has reached it nothing but noise decides.
+    p(y_i | w_k)``; at most log K, so that after a batch has reached it only noise decides.
 
     Args:
         log_probs_nkc: Log-probabilities of shape (N, K, C): samples, draws of the weights, classes. -inf is allowed.
         budget: Number of samples to pick, at least 1.
         generator: Source of the sampled configurations, on the CPU, seeded by the caller.
-        samples: The joint entropy is exact while the picks have at most so many configurations of classes, C^b; after
-            that it is estimated from so many, drawn from their own distribution.
+        samples: The joint entropy is exact while the picks have at most this many configurations of classes, C^b; then
+            it is estimated from this many, drawn from their own distribution.
 
     Returns:
         Rows of shape (min(budget, N),), in the order of picking, on the CPU; ties go to the lower row.
@@ -74,7 +76,7 @@ def batch_bald(log_probs_nkc: Tensor, budget: int, *, generator: torch.Generator
 
 
 def joint_entropy(log_probs_nkc: Tensor) -> Tensor:
-    """Return the entropy of the classes of all given samples together, exactly.
+    """Return the exact joint entropy of the classes of all samples.
 
     ``H(y_1, ..., y_N) = -sum_y P(y) log P(y)`` with ``P(y) = 1/K sum_k prod_i p(y_i | w_k)``, in nats.
 
@@ -112,7 +114,7 @@ def joint_entropy(log_probs_nkc: Tensor) -> Tensor:
 def _joint_entropies(probs: Tensor, likelihoods: Tensor, drawn: bool) -> Tensor:
     """Return the joint entropy (N,) of the picks and each candidate."""
     _, draws, classes = probs.shape
-    # All are summed over; those drawn with probability P are averaged over, each divided by P.
+    # A sum over all configurations; an average over drawn ones, each divided by its probability.
     weights = 1 / (len(likelihoods) * likelihoods.mean(dim=1)) if drawn else torch.ones_like(likelihoods[:, 0])
     size = max(1, _ELEMENTS // (len(likelihoods) * classes))
     entropies = []
@@ -131,7 +133,7 @@ def _extend_configurations(likelihoods: Tensor, sample: Tensor) -> Tensor:
 def _draw_configurations(probs: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """Draw configurations of the picks (b, K, C) from their mixture over k; return P(configuration | k) (M, K)."""
     count, draws, _ = probs.shape
-    # Stratified over k, which every configuration comes from with the same probability.
+    # Stratified over k, of which each has the same probability.
     source = (
         torch.arange(samples) * draws // samples if samples >= draws else torch.randperm(draws, generator=generator)
     )
@@ -146,7 +148,7 @@ def _draw_configurations(probs: Tensor, samples: int, generator: torch.Generator
 
 
 def _round_to_ties(gains: Tensor) -> Tensor:
-    """Take for ties what differs by no more than the rounding of sums in another order."""
+    """Round gains, so that differences by the order of a sum count as ties."""
     return (gains * 1e9).round()
 
 

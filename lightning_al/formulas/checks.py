@@ -1,13 +1,14 @@
-"""What the formulas demand of their arguments, with messages that say what to do instead."""
+"""Checks of the arguments of formulas, with messages that state the remedy."""
 
 import torch
 from torch import Tensor
 
+# How far the sum of probabilities may be from 1: more than rounding in single precision, less than a missing softmax.
 _TOLERANCE = 1e-3
 
 
 def check_budget(name: str, budget: int) -> None:
-    """Refuse everything but a positive integer."""
+    """Raise unless the budget is a positive integer."""
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise ValueError(
             f"`{name}(budget={budget!r})`: expected an integer of at least 1, got {budget!r}; "
@@ -16,7 +17,7 @@ def check_budget(name: str, budget: int) -> None:
 
 
 def check_scores(name: str, scores: Tensor, argument: str = "scores") -> None:
-    """Refuse everything but one finite number per sample."""
+    """Raise unless there is one finite number per sample."""
     if scores.ndim != 1:
         raise ValueError(
             f"`{name}({argument})`: expected shape (N,), got {tuple(scores.shape)}; "
@@ -42,7 +43,7 @@ def checked_centers(name: str, centers: Tensor, points: Tensor) -> Tensor:
 
 
 def checked_points(name: str, argument: str, points: Tensor) -> Tensor:
-    """Return the validated points in at least float32, cut off from autograd."""
+    """Return the validated points in at least float32, detached from autograd."""
     if points.ndim != 2 or points.shape[1] == 0 or not points.is_floating_point():
         raise ValueError(
             f"`{name}({argument})`: expected a floating tensor of shape (N, D) with D >= 1, got {points.dtype} of "
@@ -113,7 +114,7 @@ def checked_outputs(name: str, argument: str, outputs: Tensor) -> Tensor:
 
 
 def _complaint(probs: Tensor, sums: Tensor, tolerance: float) -> str:
-    """Say what is wrong with rejected probabilities, naming the first sample at fault."""
+    """Return an error message for rejected probabilities that names the first wrong sample."""
     finite = probs.isfinite()
     if not bool(finite.all()):
         row = int((~finite).flatten(1).any(dim=1).nonzero()[0])

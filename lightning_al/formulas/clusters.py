@@ -1,11 +1,13 @@
-"""Clusters of points, by scikit-learn."""
+"""Cluster points by scikit-learn."""
 
 import warnings
 
 import torch
 from torch import Tensor
 
-_LARGEST_EXACT = 50  # clusters; more are found on parts of the points at a time, as the authors of TypiClust do
+# Clusters up to which k-means uses all points at a time; for more it uses batches, as the authors of TypiClust do.
+_LARGEST_EXACT = 50
+# Points per batch.
 _BATCH = 5000
 
 
@@ -14,8 +16,8 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
 
     Args:
         points: Points of shape (N, D).
-        clusters: How many, at least 1; no more than there are points are made.
-        seed: Of the first centers, in [0, 2^32).
+        clusters: Number of clusters, at least 1; at most one per point is made.
+        seed: Seed of the first centers, in [0, 2^32).
 
     Returns:
         The cluster of each point, (N,), on the CPU; some may be empty.
@@ -37,7 +39,7 @@ def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
     else:
         algorithm = MiniBatchKMeans(clusters, n_init=1, batch_size=_BATCH, random_state=seed)
     with warnings.catch_warnings():
-        # points that coincide leave clusters empty, which is no failure
+        # points that coincide leave clusters empty, which is allowed
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = algorithm.fit_predict(points.cpu().numpy())
     return torch.from_numpy(labels).long()

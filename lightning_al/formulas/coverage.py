@@ -14,9 +14,9 @@ from lightning_al.formulas.greedy import Vectors, d2_sampling_block, farthest_po
 
 
 def k_center(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
-    """Pick, one after another, the point farthest from everything that is covered already.
+    """Pick greedily the point farthest from all covered points.
 
-    A loss that changes slowly over the space is bounded by how far points lie from the nearest labeled one.
+    A loss that changes slowly over the space is bounded by the distances of points to the nearest labeled one.
     Greedy farthest-first picks cover the points with at most twice the smallest possible radius.
 
     ``i_t = argmax_i min_{c in centers + picks} ||x_i - c||``; ties go to the lower row.
@@ -63,7 +63,7 @@ def kmeans_plus_plus(
     """Pick points at random, each in proportion to its squared distance to the nearest pick.
 
     The draw favors points that are far from all picks, hence diverse, and, if a long vector means a large
-    effect (BADGE's gradients), informative. Being random it chases outliers less than `k_center`.
+    effect (BADGE's gradients), informative. Being random it picks fewer outliers than `k_center`.
 
     ``P(i_t = i) ~ min_{c in centers + picks} ||x_i - c||^2``; without centers ``P(i_1 = i) ~ ||x_i||^2``.
 
@@ -71,7 +71,7 @@ def kmeans_plus_plus(
         points: Points of shape (N, D), floating; float16 and bfloat16 are computed in float32.
         budget: Number of points to pick, at least 1.
         generator: Source of the draws, on the CPU, seeded by the caller.
-        centers: Points of shape (M, D), M >= 1, that are covered already. Without them the origin stands in, but for
+        centers: Points of shape (M, D), M >= 1, that are covered already. Without them the origin is the center, for
             the first pick only.
 
     Returns:
@@ -104,7 +104,7 @@ def kmeans_plus_plus(
     start = Vectors(points).lengths
     shifted = Vectors(_shifted(points)[0])
     first = choose(shifted, start, 1)
-    # The origin must not stay on as a ghost center, or points near it would hardly ever be picked.
+    # The origin is no center after the first pick: points near it would hardly ever be picked.
     return greedy_select(shifted, shifted.take(first), first, count, choose)
 
 
@@ -112,8 +112,8 @@ def _shifted(points: Tensor) -> tuple[Tensor, Tensor]:
     """Return the points with their mean removed (N, D), and the mean (D,).
 
     Distances ignore a shift, but ``|x|^2 - 2 x.c + |c|^2`` is off by about ``eps (|x|^2 + |c|^2)``: far from the origin
-    a small spread drowns. About the mean of the points the error is a few ``eps (spread^2 + distance^2)``, wherever the
-    centers lie; the mean of the centers would not shift at all if the origin is the only center.
+    small distances are lost. About the mean of the points the error is a few ``eps (spread^2 + distance^2)``, wherever
+    the centers lie; the mean of the centers would not shift at all if the origin is the only center.
     """
     mean = points.mean(dim=0)
     return points - mean, mean

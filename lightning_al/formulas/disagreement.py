@@ -80,8 +80,8 @@ def predictive_entropy(passes: Iterable[Tensor]) -> Tensor:
 def bald(passes: Iterable[Tensor]) -> Tensor:
     """Score samples by the mutual information between their label and the weights.
 
-    Large where every pass is sure of its own answer and the answers differ: only a label can tell which is right.
-    It is the mean Kullback-Leibler divergence of the predictions from their mean, as which committees know it.
+    Large where every pass is confident and the predictions differ, so that a label decides which one is right.
+    It is the mean Kullback-Leibler divergence of the predictions from their mean, the name it has for committees.
 
     ``H(1/K sum_k p_k) - 1/K sum_k H(p_k) = 1/K sum_k KL(p_k || 1/K sum_j p_j)`` in nats, averaged over the positions.
 
@@ -119,7 +119,7 @@ def bald(passes: Iterable[Tensor]) -> Tensor:
 
 
 def variation_ratio(passes: Iterable[Tensor]) -> Tensor:
-    """Score samples by the share of passes that do not vote for the most popular class.
+    """Score samples by the share of passes that do not vote for the most frequent class.
 
     A vote is the most likely class of a pass, whatever its probability. The score takes few values, so many samples
     tie: let `top_k(..., ties=predictive_entropy(passes))` decide among them.
@@ -157,7 +157,7 @@ def variation_ratio(passes: Iterable[Tensor]) -> Tensor:
 def vote_entropy(passes: Iterable[Tensor]) -> Tensor:
     """Score samples by the entropy of the votes of the passes.
 
-    Unlike `variation_ratio` it tells a minority that agrees on one class from one that is split. The score takes few
+    Unlike `variation_ratio` it distinguishes a minority that agrees on one class from a split one. The score takes few
     values, so many samples tie: let `top_k(..., ties=predictive_entropy(passes))` decide among them.
 
     ``-sum_c V_c / K log(V_c / K)`` in nats with V_c votes for class c, averaged over the positions; the constant by
@@ -194,7 +194,7 @@ def vote_entropy(passes: Iterable[Tensor]) -> Tensor:
 def predictive_variance(passes: Iterable[Tensor]) -> Tensor:
     """Score samples by the variance of their outputs over the passes, for regression.
 
-    Where the passes differ the data have not yet decided between them. Outputs of large scale weigh more:
+    Where the passes differ, the data do not determine the output yet. Outputs of large scale weigh more:
     standardize the targets if they differ in unit.
 
     ``1/K sum_k ||f_k - 1/K sum_j f_j||^2``: the trace of the covariance over the outputs, with the divisor K of the
@@ -241,7 +241,7 @@ class _Mean:
 
     def add(self, values: Tensor) -> None:
         self.count += 1
-        # The clone is what is written to later: the tensor itself may be the caller's.
+        # The clone is updated in place later; the tensor itself may be the caller's.
         self.value = values.clone() if self.count == 1 else self.value.lerp_(values, 1 / self.count)
 
 
@@ -268,7 +268,7 @@ def _read(
     check: Callable[[str, str, Tensor], Tensor] = checked_probs,
     least: int = 1,
 ) -> torch.dtype:
-    """Hand each validated pass over in the widest dtype; return the dtype of the result."""
+    """Call `add` with each validated pass in the widest dtype; return the dtype of the result."""
     count, shape, dtype = 0, torch.Size(), torch.float32
     for values in passes:
         values = check(name, f"passes[{count}]", values.detach())
@@ -281,7 +281,7 @@ def _read(
         dtype = torch.promote_types(dtype, values.dtype)
         add(values.to(_widest(values)))
         count += 1
-        del values  # the loop would hold it until the next pass is made
+        del values  # the loop would keep it until the next pass is computed
     if count < least:
         remedy = "a generator can be read only once" if count == 0 else "a single one has nothing to disagree with"
         raise ValueError(f"`{name}(passes)`: expected at least {least} of them, got {count}; {remedy}")

@@ -1,8 +1,8 @@
 """Greedy picks by distance, from points that are given as vectors or as factors.
 
 A product of all points with one pick is bound by memory, with many picks by arithmetic, which is many times faster per
-pick. So picks are made in blocks: among a few candidates, from their distances to each other alone, until the
-candidates no longer decide what the next pick is. Only then all points learn of the block's picks, in one product.
+pick. So picks are made in blocks: among a few candidates, by their distances to each other only, until the next pick
+may be another point. Then the distances of all points to the block's picks are updated, in one product.
 """
 
 import math
@@ -17,8 +17,9 @@ from typing_extensions import Self
 
 from lightning_al.numerics.float32 import true_float32
 
+# Candidates per block, so that their pairwise distances cost little.
 _CANDIDATES = 256
-# Distances in flight: few enough for the cache of a processor, enough to keep a GPU busy.
+# Distances computed at a time: few enough for the cache of a processor, enough to keep a GPU busy.
 _BLOCK_ELEMENTS = 2**20
 # Rounding leaves exact duplicates at up to 6 eps * (|x|^2 + |c|^2) if coordinates are normal, at up to 18 if a few of
 # them dominate (lognormal; measured up to D = 50,000), never at 0.
@@ -36,7 +37,7 @@ class Points(Protocol):
         """Inner products (N, M)."""
 
     def take(self, rows: Tensor) -> Self:
-        """Some of the points, by rows on the CPU or on the points' device."""
+        """Return some of the points, by rows on the CPU or on the points' device."""
 
     def tiles(self, size: int) -> list[Self]:
         """All of the points in consecutive parts."""
@@ -44,7 +45,7 @@ class Points(Protocol):
 
 @dataclass(frozen=True)
 class Vectors:
-    """Points as they are.
+    """Points as vectors.
 
     Attributes:
         values: (N, D).
@@ -113,8 +114,8 @@ def greedy_select(points: Points, centers: Points, rows: Tensor, count: int, cho
 
     Args:
         points: N points.
-        centers: What is covered already, the points in `rows` included.
-        rows: The rows picked already.
+        centers: The covered points, including those in `rows`.
+        rows: The rows that are picked already.
         count: Number of rows to return.
         choose: `farthest_point_block` or `d2_sampling_block`.
 
@@ -133,14 +134,14 @@ def greedy_select(points: Points, centers: Points, rows: Tensor, count: int, cho
 
 
 def farthest_point_block(points: Points, nearest: Tensor, count: int) -> Tensor:
-    """Pick among the candidates farthest out while the best of them surely beats every point left aside.
+    """Pick among the farthest candidates while the best of them certainly exceeds every other point.
 
     Distances only fall: a point that is no candidate never rises above the last candidate's distance at the start. So
     every pick is the one that a search of all points would make, ties included.
     """
     size = min(_CANDIDATES, len(nearest))
     bound = nearest.topk(size).values[-1]
-    # `topk` leaves open which of the ties it takes.
+    # `topk` does not define which of the ties it takes.
     above, ties = (nearest > bound).nonzero(), (nearest == bound).nonzero()
     rows, order = torch.cat([above, ties[: size - len(above)]]).flatten().sort()
     last = float(bound), -int(order.argmax())
@@ -161,7 +162,7 @@ def d2_sampling_block(points: Points, nearest: Tensor, count: int, *, generator:
     """Draw in proportion to `nearest`, which falls from pick to pick, by rejection.
 
     Candidates are drawn from the weights at the start; one that is accepted with probability ``now / start`` is a draw
-    from the weights as they are now. The first always is, and once nearly all are refused the weights are fresh again.
+    from the current weights. The first is always accepted, and once nearly all are rejected the weights are updated.
     """
     # Not `torch.multinomial`: it takes at most 2^24 rows.
     weights = nearest.cpu().double()
@@ -169,7 +170,7 @@ def d2_sampling_block(points: Points, nearest: Tensor, count: int, *, generator:
     if not (weights > 0).any():
         left = (weights >= 0).nonzero().flatten()
         return left[torch.randperm(len(left), generator=generator)[:count]]
-    # No more than a small budget can use: their distances to each other would cost more than the picks.
+    # No more than a small budget can use, since their pairwise distances would cost more than the picks.
     uniform = torch.rand(2, min(_CANDIDATES, 2 * count), dtype=torch.float64, generator=generator)
     rows = torch.searchsorted(cdf, cdf[-1] * uniform[0], right=True)
     # A row that is drawn twice must not be accepted twice.
@@ -213,7 +214,7 @@ def _pairwise(points: Points) -> Tensor:
 
 
 def squared_distances(points: Points, centers: Points) -> Tensor:
-    """Expand ``|x - c|^2``; what cannot be told from rounding is 0, so that duplicates are exact duplicates."""
+    """Return ``|x - c|^2`` by its expansion; distances below its rounding error, such as of duplicates, are 0."""
     # Autocast and TF32 would rank rounding errors.
     with true_float32(points.lengths.device):
         products = points.products(centers)

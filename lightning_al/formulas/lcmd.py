@@ -10,11 +10,11 @@ from lightning_al.formulas.greedy import Vectors, nearest_centers, squared_dista
 
 
 def lcmd(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
-    """Pick, one after another, the farthest point of the largest cluster.
+    """Pick greedily the farthest point of the largest cluster.
 
-    Every point belongs to its nearest center or pick, and a cluster is as large as its squared distances together. So a
-    lone outlier does not beat a crowd, as it does for `k_center`, and a crowd is not picked from twice in a row, as by
-    `top_k`. It stands for "largest cluster maximum distance".
+    Every point belongs to its nearest center or pick, and the size of a cluster is the sum of its squared distances. So
+    a single outlier does not precede a dense region, as it does for `k_center`, and a dense region is not picked from
+    twice in a row, as by `top_k`. The name stands for "largest cluster maximum distance".
 
     ``c_t = argmax_c sum_{i in c} ||x_i - c||^2``, ``i_t = argmax_{i in c_t} ||x_i - c_t||``; ties go to the earlier
     center and the lower row.
@@ -49,7 +49,7 @@ def lcmd(points: Tensor, budget: int, *, centers: Tensor) -> Tensor:
     mean = points.mean(dim=0)  # distances ignore a shift; rounding does not
     vectors = Vectors(points - mean)
     distances, owners = nearest_centers(vectors, Vectors(centers - mean))
-    # On the CPU, where sums are the same each time; a cluster's sum is that of its points in ascending order.
+    # On the CPU, where sums are reproducible; a cluster's sum adds its points in ascending order.
     distances, owners = distances.cpu().double(), owners.cpu()
     free = torch.ones(len(points), dtype=torch.bool)
     sizes = torch.zeros(len(centers) + min(budget, len(points)), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""ProbCover: points whose balls cover the most of what is not covered yet."""
+"""ProbCover: points whose balls contain the most uncovered points."""
 
 import math
 
@@ -9,14 +9,16 @@ from lightning_al.formulas.checks import check_budget, checked_points
 from lightning_al.formulas.clusters import k_means
 from lightning_al.formulas.greedy import Vectors, squared_distances
 
-_TILE = 2**10  # points; a tile of distances fits the cache of a processor
-_BELOW = 1 - 1e-6  # of a distance: what lies at the distance itself is left out, whatever rounding does
+# Points on each side of a tile of distances, which fits the cache of a processor.
+_TILE = 2**10
+# Factor of a distance that excludes the point at this distance in spite of rounding.
+_BELOW = 1 - 1e-6
 
 
 def prob_cover(points: Tensor, budget: int, *, labeled: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """Pick, one after another, the point with the most uncovered points within a radius.
+    """Pick greedily the point with the most uncovered points within a radius.
 
-    If labels are alike within the radius, a point tells the label of all that its ball covers. Greedy picks cover at
+    If labels are equal within the radius, the label of a point is that of all points in its ball. Greedy picks cover at
     least 1 - 1/e of what the best ones could.
 
     ``i_t = argmax_i |{j uncovered: ||x_i - x_j|| <= radius}|``, itself included; ties go to the lower row.
@@ -24,7 +26,7 @@ def prob_cover(points: Tensor, budget: int, *, labeled: Tensor, radius: float, g
     Args:
         points: Features of the pool, of shape (N, D), floating.
         budget: Number of points to pick, at least 1.
-        labeled: Features of the labeled samples, of shape (M, D); M may be 0. What is in their balls is covered.
+        labeled: Features of the labeled samples, of shape (M, D); M may be 0. Points in their balls are covered.
         radius: The radius, finite and at least 0.
         generator: Source of the draw once everything is covered, on the CPU, seeded by the caller.
 
@@ -76,15 +78,15 @@ def prob_cover(points: Tensor, budget: int, *, labeled: Tensor, radius: float, g
 
 
 def purity_radius(points: Tensor, *, clusters: int, seed: int, purity: float = 0.95) -> float:
-    """Return the largest radius at which most balls hold points of one cluster only.
+    """Return the largest radius at which most balls contain points of one cluster only.
 
     Clusters stand for the unknown classes. The share of pure balls at a radius is that of the points whose nearest
-    point of another cluster lies beyond it, so the radius is a quantile of these distances; no grid needs to be tried.
+    point of another cluster lies beyond it, so the radius is a quantile of these distances, without a grid search.
 
     Args:
         points: Features, of shape (N, D), floating.
-        clusters: How many, at least 2: the number of classes.
-        seed: Of the clustering, in [0, 2^32).
+        clusters: Number of clusters, at least 2: the number of classes.
+        seed: Seed of the clustering, in [0, 2^32).
         purity: The share of pure balls, in (0, 1].
 
     Returns:
@@ -122,7 +124,7 @@ def purity_radius(points: Tensor, *, clusters: int, seed: int, purity: float = 0
 
 
 def _count_within(points: Vectors, others: Vectors, limit: float) -> Tensor:
-    """Count for each point (N,) the others within a squared distance."""
+    """Return for each point (N,) how many of the others are within a squared distance."""
     counts = torch.zeros(len(points.values), dtype=torch.long, device=points.values.device)
     for block in others.tiles(_TILE) if len(others.values) else []:
         for tile, count in zip(points.tiles(_TILE), counts.split(_TILE), strict=True):

@@ -15,13 +15,13 @@ from lightning_al.formulas.checks import check_budget, check_scores
 def top_k(scores: Tensor, budget: int, *, ties: Tensor | None = None) -> Tensor:
     """Pick the samples with the largest scores.
 
-    The best choice when the budget is one sample. In a batch it repeats itself, since similar samples have
+    The best choice when the budget is one sample. A batch has near-duplicates, since similar samples have
     similar scores: see `power` for a stochastic and `k_center` for a geometric remedy.
 
     Args:
         scores: Scores of shape (N,); larger means 'label first'.
         budget: Number of samples to pick, at least 1.
-        ties: Second scores of shape (N,) that decide among equal scores, which votes of a few give often.
+        ties: Second scores of shape (N,) that decide among equal scores, which are frequent for votes.
 
     Returns:
         Rows of shape (min(budget, N),), largest score first; exact ties are ordered by the lower row.
@@ -37,7 +37,7 @@ def top_k(scores: Tensor, budget: int, *, ties: Tensor | None = None) -> Tensor:
     """
     check_budget("top_k", budget)
     check_scores("top_k", scores)
-    # `torch.topk` leaves the order of ties open; only a stable sort gives the same picks on every device.
+    # `torch.topk` does not define the order of ties; a stable sort gives the same picks on every device.
     if ties is None:
         return scores.detach().sort(descending=True, stable=True).indices[:budget].cpu()
     check_scores("top_k", ties, "ties")
@@ -50,8 +50,8 @@ def top_k(scores: Tensor, budget: int, *, ties: Tensor | None = None) -> Tensor:
 def power(scores: Tensor, budget: int, *, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """Pick a random batch in which large scores are likely, without replacement.
 
-    Scores change once the first samples of a batch are labeled, so their exact order is not to be trusted.
-    Sampling in proportion to a power of the score breaks up near-duplicates at the price of top-k.
+    Scores change once the first samples of a batch are labeled, so their exact order is unreliable.
+    Sampling in proportion to a power of the score separates near-duplicates at the cost of top-k.
 
     ``top-k of log s_i + temperature * g_i, g_i ~ Gumbel(0, 1)``; the first pick is row i with probability
     ``s_i^beta / sum_j s_j^beta`` where ``beta = 1 / temperature``.
@@ -131,7 +131,7 @@ def boltzmann(scores: Tensor, budget: int, *, generator: torch.Generator, temper
 def soft_rank(scores: Tensor, budget: int, *, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """Pick a random batch in which high ranks are likely, without replacement.
 
-    Looks at the order of the scores only, so that it suits every score whatever its scale and sign.
+    It uses the order of the scores only, so that it suits scores of any scale and sign.
 
     ``top-k of -log r_i + temperature * g_i, g_i ~ Gumbel(0, 1)``, where the largest score has rank r = 1; the first
     pick is row i with probability proportional to ``r_i^(-1 / temperature)``.

@@ -1,17 +1,18 @@
-"""How much the picks of one query resemble each other."""
+"""The redundancy of the picks of one query."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-BLOCK = 1024  # rows whose similarities to all others are held at a time
+# Rows whose similarities to all others are held at a time, to bound memory.
+BLOCK = 1024
 
 
 def redundancy(features: Tensor) -> Tensor:
-    r"""Measure how close each of some samples has another one of them, on average.
+    r"""Return the mean similarity of each sample to the most similar other one.
 
-    A batch of near-duplicates costs as many labels as a diverse one and teaches less. Features are centered first,
-    because those behind a ReLU all point into one corner and would all look alike.
+    A batch of near-duplicates costs as many labels as a diverse one and improves the model less. Features are centered
+    first, because after a ReLU all have similar directions.
 
     $\frac{1}{N} \sum_i \max_{j \ne i} \cos(h_i - \bar h, h_j - \bar h)$
 
@@ -19,7 +20,7 @@ def redundancy(features: Tensor) -> Tensor:
         features: (N, D) features of the samples, N >= 2.
 
     Returns:
-        A scalar in [-1, 1]: 1 if each has a twin; larger is more redundant.
+        A scalar in [-1, 1]: 1 if each sample has a duplicate; larger is more redundant.
 
     Raises:
         ValueError: If there are no two rows.

@@ -6,7 +6,9 @@ from torch import Tensor
 from lightning_al.formulas.checks import check_budget, checked_points
 from lightning_al.formulas.clusters import k_means
 
-_SMALLEST = 5  # points; smaller clusters are outliers, which the authors leave out
+# Points up to which a cluster counts as outliers, which the authors leave out.
+_SMALLEST = 5
+# Distances computed at a time, to bound memory.
 _BLOCK_ELEMENTS = 2**22
 
 
@@ -15,8 +17,8 @@ def typiclust(
 ) -> Tensor:
     """Pick the most typical points of the clusters with the fewest labels.
 
-    As many clusters as labels there will be leave each label one of its own. With few labels typical samples, in the
-    densest part of a cluster, teach more than samples at the boundary, where an early model can only guess.
+    There are as many clusters as labels after the query, so one per label. With few labels typical samples, in the
+    densest part of a cluster, improve the model more than samples at the boundary, where an early model is unreliable.
 
     ``typicality(x) = 1 / mean distance to the k nearest neighbors in its cluster``; clusters in the order of their
     labels and picks (fewest first), then of their size (largest first).
@@ -25,7 +27,7 @@ def typiclust(
         points: Features of the pool, of shape (N, D), floating.
         budget: Number of points to pick, at least 1.
         labeled: Features of the labeled samples, of shape (M, D); M may be 0.
-        seed: Of the clustering, in [0, 2^32).
+        seed: Seed of the clustering, in [0, 2^32).
         max_clusters: Upper bound on the number of clusters, which is M + budget.
         neighbors: k, at least 1; fewer in a cluster with no more points.
 
@@ -101,7 +103,7 @@ def _mean_distances(points: Tensor, neighbors: int) -> Tensor:
     count = min(neighbors, len(points) - 1)
     size = max(1, _BLOCK_ELEMENTS // len(points))
     nearest = [
-        # exact differences: an expanded square would drown small distances. One of the nearest is the point itself.
+        # exact differences: an expanded square would lose small distances. One of the nearest is the point itself.
         torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").topk(count + 1, largest=False).values
         for part in points.split(size)
     ]

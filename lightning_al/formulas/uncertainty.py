@@ -13,8 +13,8 @@ from lightning_al.formulas.checks import checked_probs, mean_over_positions
 def entropy(probs: Tensor) -> Tensor:
     """Score samples by the Shannon entropy of their class probabilities.
 
-    The entropy is the expected surprise of the label: the more evenly the model spreads its belief over
-    *all* classes, the more an answer tells. With many classes its long tail counts; see `margin`.
+    The entropy is the expected information of the label: it is larger the more evenly the model distributes its
+    probability over *all* classes. With many classes its long tail counts; see `margin`.
 
     ``H(p) = -sum_c p_c log p_c`` with ``0 log 0 = 0``, in nats, averaged over the positions.
 
@@ -37,7 +37,7 @@ def entropy(probs: Tensor) -> Tensor:
 
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
-        Settles, "Active Learning Literature ScoringPass", 2009, section 3.1.
+        Settles, "Active Learning Literature Survey", 2009, section 3.1.
     """
     probs = checked_probs("entropy", "probs", probs)
     return mean_over_positions(torch.special.entr(probs).sum(dim=1))

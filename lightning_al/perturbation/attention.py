@@ -1,4 +1,4 @@
-"""Multi-head attention whose projections can be watched: torch's own uses their weights without calling a layer."""
+"""Multi-head attention that exposes its projections: torch's uses their weights without calling a layer."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def can_be_opened(attention: nn.Module) -> bool:
-    """Return whether `open_attention` computes the same as this module."""
+    """Return whether `open_attention` computes the same as a module."""
     return (
         isinstance(attention, nn.MultiheadAttention)
         and type(attention).forward is nn.MultiheadAttention.forward
@@ -30,8 +30,8 @@ class AttentionPart:
     """The packed input projection of an `nn.MultiheadAttention`, whose `out_proj` is then called as a layer.
 
     Args:
-        attention: For which `can_be_opened`.
-        parameters: Those of the projection that count; `in_proj_weight`, `in_proj_bias`, both or none.
+        attention: A module for which `can_be_opened` is true.
+        parameters: Those of `in_proj_weight` and `in_proj_bias` that count.
 
     """
 
@@ -41,7 +41,7 @@ class AttentionPart:
 
     @contextmanager
     def watch(self, calls: list[Call]) -> Iterator[None]:
-        """Run the attention in the open, and note its projections."""
+        """Replace the forward pass by `open_attention`, and record its projections."""
 
         def forward(query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
             if query.ndim != 3:  # not a batch
@@ -60,14 +60,14 @@ class AttentionPart:
                 calls.append(call)
             return output
 
-        vars(self.attention)["forward"] = forward  # found before the method of the class
+        vars(self.attention)["forward"] = forward  # takes precedence over the method of the class
         try:
             yield
         finally:
             del vars(self.attention)["forward"]
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
-        """Return the norms of the packed weight and bias: queries, keys and values have rows of their own there."""
+        """Return the norms of the packed weight and bias, in which queries, keys and values have separate rows."""
         axis = 0 if self.attention.batch_first else 1
         packed: dict[str, list[Tensor]] = {"in_proj_weight": [], "in_proj_bias": []}
         for position, inputs in enumerate(call.inputs):
@@ -90,19 +90,19 @@ def open_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute what `nn.MultiheadAttention.forward` does in eval mode, with projections in the open.
+    """Compute `nn.MultiheadAttention.forward` in eval mode, with exposed projections.
 
     Args:
-        attention: Its weights are used.
+        attention: The module with the weights.
         project: Called with inputs, weight and bias in place of `F.linear`.
-        query: (B, L, E), or (L, B, E) unless `batch_first`; as all arguments, see torch.
+        query: (B, L, E), or (L, B, E) unless `batch_first`; for all arguments see torch.
         key: (B, S, E).
         value: (B, S, E).
         key_padding_mask: (B, S).
         need_weights: Whether to return the weights of the attention.
         attn_mask: (L, S) or (B heads, L, S).
-        average_attn_weights: Over the heads.
-        is_causal: A hint that goes with `attn_mask`, and is not needed.
+        average_attn_weights: Whether to average them over the heads.
+        is_causal: A hint about `attn_mask`, which is not used.
 
     Returns:
         (B, L, E) or (L, B, E), and weights (B, L, S), (B, heads, L, S) or None.
@@ -136,7 +136,7 @@ def open_attention(
 
 
 def _additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return a mask as numbers to add before the softmax."""
+    """Return a mask as numbers that are added before the softmax."""
     if mask is None or mask.is_floating_point():
         return mask
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(mask, -math.inf)

@@ -27,8 +27,10 @@ DENSE_OUTPUT_ERROR = (
     "sample. Use a number of passes, such as `passes=10`."
 )
 
-DIRECTIONS_PER_GROUP = 2  # directions whose gradients are held at a time, for layers to share their windows
-FALLBACK_PASSES = 30  # whose picks overlap with those of the limit by 0.9 or so, see `examples/benchmarks`
+# Directions whose gradients are held at a time, so that a layer computes its windows once for both.
+DIRECTIONS_PER_GROUP = 2
+# Passes without a closed form: their picks overlap with those of the limit by about 0.9, see `examples/benchmarks`.
+FALLBACK_PASSES = 30
 FALLBACK_WARNING = (
     "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number says so without this "
     "warning."
@@ -38,16 +40,16 @@ FALLBACK_WARNING = (
 class ClosedForm:
     r"""Scores $R(x) = \sum_l s_l^2 \|J_l(x)\|_F^2$ by one forward and a few backward passes.
 
-    Along each direction in the space of outputs one backward pass serves all samples of a batch, each with a direction
-    of its own; what arrives behind a layer, together with what went in, gives every sample's squared gradient norm.
+    Along each direction in the space of outputs one backward pass serves all samples of a batch, each with its own
+    direction; the gradient at a layer's output and the layer's input give every sample's squared gradient norm.
 
     Args:
         predictor: The model, on its device and in eval mode.
-        batch: Some samples, with which the parts of the model are found and checked.
-        noise: How much noise, and of what kind.
+        batch: Some samples, to determine and check the parts of the model.
+        noise: Amount and kind of the noise.
         modules: Glob patterns of the modules that get noise.
-        output: What the distance is measured on.
-        directions: Backward passes; the most important directions by themselves, the rest together in the last one.
+        output: The outputs on which the distance is measured.
+        directions: Backward passes; the most important directions separately, all others together in the last one.
         seed: Integers that seed the random signs of the last one.
 
     Raises:
@@ -100,7 +102,7 @@ class ClosedForm:
         """Return the scores (B,) of a batch on the device.
 
         Raises:
-            RuntimeError: If the forward pass takes another way than it did for the first batch.
+            RuntimeError: If the forward pass calls other layers than it did for the first batch.
 
         """
         with self._differentiable():
@@ -126,14 +128,14 @@ class ClosedForm:
         return scores.masked_fill(broken, torch.nan).to(outputs.dtype)
 
     def _response(self, outputs: Tensor) -> Response:
-        """Return what is measured, given whether the model ends in a softmax of its own."""
+        """Return the measured function of the outputs, depending on whether the model ends in a softmax."""
         if self._output != "softmax":
             return self._output
         return "probabilities" if self._root.predictor.to_probabilities(outputs) is outputs else "softmax"
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
-        """Let gradients reach the parameters that count, and no others, through operators that have them."""
+        """Require gradients for the parameters that count only, and select operators that have gradients."""
         module = self._root.module
         with ExitStack() as stack:
             for parameter in module.parameters():
@@ -141,9 +143,9 @@ class ClosedForm:
                 parameter.requires_grad_(id(parameter) in self._variances)
             for layer in module.modules():
                 if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-                    # training leaves out the padding's row or weighs rows by frequency, and noise does neither
+                    # training omits the padding's row or weighs rows by frequency; noise does neither
                     plain: dict[str, Any] = {"scale_grad_by_freq": False, "sparse": False}
-                    if isinstance(layer, nn.Embedding):  # a bag leaves its padding out of the outputs, too
+                    if isinstance(layer, nn.Embedding):  # a bag omits its padding in the outputs, too
                         plain["padding_idx"] = None
                     for name, value in plain.items():
                         stack.callback(setattr, layer, name, getattr(layer, name))
@@ -158,12 +160,12 @@ class ClosedForm:
 
 
 def find_closed_form(predictor: Predictor, batch: Any, **options: Any) -> ClosedForm | None:
-    """Return the closed form of a model, or None, with a warning that names what cannot be counted.
+    """Return the closed form of a model, or None with a warning that names the parameters without one.
 
     Args:
         predictor: The model.
         batch: Some samples.
-        **options: As for `ClosedForm`.
+        **options: Arguments of `ClosedForm`.
 
     """
     try:
@@ -174,13 +176,13 @@ def find_closed_form(predictor: Predictor, batch: Any, **options: Any) -> Closed
 
 
 def check_not_dense(predictor: Predictor, outputs: Tensor) -> None:
-    """Refuse outputs (B, C, *positions), for each position of which a closed form would take passes of its own."""
+    """Raise for outputs (B, C, *positions), since a closed form would need separate passes for each position."""
     if outputs.ndim > 2:
         raise ValueError(DENSE_OUTPUT_ERROR.format(type(predictor.module).__name__, tuple(outputs.shape[1:])))
 
 
 class _Root(nn.Module):
-    """A predictor as a module, of which the whole model is a part."""
+    """A predictor as a module, which contains the model."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()

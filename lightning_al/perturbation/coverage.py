@@ -1,8 +1,8 @@
-"""Which part of a model counts which parameter: found by watching forward passes, and checked against autograd.
+"""Assign each parameter to a part of the model, by watching forward passes, and check it against autograd.
 
-Layers come first, then bare parameters that are broadcast over the samples, then the smallest module around what is
-left, up to the whole model. Each choice must give the norm that plain autograd gives for one sample of a few, and
-nothing for the others; so no layer is taken for what it is not, and no sample for another.
+Layers come first, then bare parameters that are broadcast over the samples, then the smallest module around the
+remaining parameters, up to the complete model. Each part must give the norm that plain autograd gives for one sample of
+a few, and zero for the others; so no layer and no sample is mistaken for another.
 """
 
 from collections import Counter
@@ -21,9 +21,12 @@ from lightning_al.perturbation.parts import BarePart, LayerPart, ModulePart, Par
 from lightning_al.perturbation.watched_passes import backward_passes, watched_pass
 from lightning_al.scoring.memory import is_out_of_memory
 
-NUM_PROBE_SAMPLES = 7  # samples: few, and a prime, so that hardly another dimension has this length
-MAX_NAMES = 6  # names in a message
-PROBE_CHANGE = 1e-2  # relative change of a parameter that shows in the outputs if they depend on it
+# Samples with which parts are checked: few, and a prime, so that hardly another dimension has this length.
+NUM_PROBE_SAMPLES = 7
+# Names in a message, so that it stays readable.
+MAX_NAMES = 6
+# Relative change of a parameter: large enough to change the outputs if they depend on it.
+PROBE_CHANGE = 1e-2
 
 
 class UncountableError(RuntimeError):
@@ -33,22 +36,22 @@ class UncountableError(RuntimeError):
 def cover(
     root: nn.Module, batch: Any, clean: Tensor, parameters: Sequence[nn.Parameter], weights: Sequence[float]
 ) -> list[Part]:
-    """Find parts that together count every parameter once.
+    """Return parts that together count every parameter once.
 
     Args:
         root: Maps a batch to outputs (B, C); the parameters that count require gradients, no others.
         batch: Some samples.
         clean: (B, C) their outputs.
-        parameters: What to count.
-        weights: Of the squared norm of each parameter's gradient in the score.
+        parameters: The parameters to count.
+        weights: Weight of the squared norm of each parameter's gradient in the score.
 
     Returns:
-        The parts, to be watched together.
+        The parts, which are watched together.
 
     Raises:
-        UncountableError: If parameters are left over, with their names.
+        UncountableError: If no part counts some parameters, with their names.
 
-    Cost: some passes over seven samples, two of a model of known layers.
+    Cost: several passes over seven samples; two if all layers are known.
 
     """
     search = _Search(root, _few_samples(root, batch, clean), parameters, weights)
@@ -58,7 +61,7 @@ def cover(
 
 
 class _Search:
-    """What is known of a model while parts are sought, and which parameters are still pending."""
+    """The search for parts: observations of the model, and the parameters that are still pending."""
 
     def __init__(
         self, root: nn.Module, batch: Any, parameters: Sequence[nn.Parameter], weights: Sequence[float]
@@ -86,7 +89,7 @@ class _Search:
         self.rows = self._watch_rows()
 
     def _take_norms(self, parameters: Sequence[nn.Parameter]) -> dict[int, nn.Parameter]:
-        """Note the norms that autograd gives for one sample; return what has an effect on the outputs."""
+        """Store the norms that autograd gives for one sample; return the parameters that affect the outputs."""
         # any direction will do, and the sample in the middle is neither first nor last
         vector = torch.zeros_like(self.outputs)
         vector[len(vector) // 2] = torch.linspace(1, 2, vector.shape[1])
@@ -95,7 +98,7 @@ class _Search:
         if self.outputs.requires_grad:
             try:
                 gradients = list(torch.autograd.grad(self.outputs, list(parameters), vector, allow_unused=True))
-            except RuntimeError as error:  # a value that was overwritten in place, or is computed anew some other way
+            except RuntimeError as error:  # a value that was overwritten in place, or recomputed otherwise
                 if is_out_of_memory(error):
                     raise
                 raise UncountableError(f"{self.name(parameters)}: {str(error).partition('. ')[0]}") from error
@@ -118,14 +121,14 @@ class _Search:
             return not torch.allclose(self.root(self.batch), self.outputs, rtol=1e-5, atol=1e-6)
 
     def name(self, parameters: Iterable[nn.Parameter]) -> str:
-        """Name parameters for a message, as the user's module does."""
+        """Return the names of parameters in the user's module, for a message."""
         names = [".".join(filter(None, self.owners[id(parameter)][0])) for parameter in parameters]
         return ", ".join(name.removeprefix("module.") for name in names[:MAX_NAMES]) + (
             ", ..." if names[MAX_NAMES:] else ""
         )
 
     def _exclusive_parameters(self, path: str, module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-        """Return the pending parameters that a module alone holds, of these names."""
+        """Return the pending parameters of these names that only this module holds."""
         direct = dict(module.named_parameters(recurse=False))
         return {
             name: direct[name]
@@ -134,7 +137,7 @@ class _Search:
         }
 
     def _watch_rows(self) -> dict[str, list[Tensor]]:
-        """Return the first tensor of each call of each module, with attention in the open."""
+        """Return the first tensor of each call of each module, with opened attention."""
         rows: dict[str, list[Tensor]] = {path: [] for path in self.modules}
 
         def note(path: str) -> Any:
@@ -150,7 +153,7 @@ class _Search:
         return rows
 
     def _has_rows(self, path: str) -> bool:
-        """Return whether a module is called once, with rows that may be those of the samples."""
+        """Return whether a module is called once, with a number of rows that is a multiple of the samples."""
         calls = self.rows[path]
         return len(calls) == 1 and calls[0].ndim > 0 and len(calls[0]) > 0 and not len(calls[0]) % len(self.outputs)
 
@@ -164,7 +167,7 @@ class _Search:
         return parts
 
     def bare_parts(self) -> list[Part]:
-        """Return the parameters that the model still understands with a copy for each row."""
+        """Return the parameters with which the model works unchanged if each row has a copy."""
         parts: list[Part] = []
         groups: dict[tuple[type, str], list[Part]] = {}
         for path, module in self.modules.items():
@@ -176,14 +179,14 @@ class _Search:
         for group in groups.values():
             try:
                 outputs, _ = watched_pass(self.root, self.batch, [*self.attentions.values(), *parts, *group])
-            except Exception:  # whatever a shape that the model did not expect may lead to
+            except Exception:  # a model may raise anything for an unexpected shape
                 continue
             if outputs.shape == self.outputs.shape and torch.allclose(outputs, self.outputs, rtol=1e-4, atol=1e-5):
                 parts += group
         return parts
 
     def module_parts(self) -> list[Part]:
-        """Return the smallest modules around what is pending that count it right."""
+        """Return the smallest modules that count the pending parameters correctly."""
         settled: list[Part] = []
         around = {key: self._enclosing([path for path, _ in self.owners[key]]) for key in self.pending}
         while self.pending:
@@ -203,7 +206,7 @@ class _Search:
         return settled
 
     def _enclosing(self, paths: Sequence[str]) -> str:
-        """Return the innermost module around all paths that is called once; the root is."""
+        """Return the innermost module around all paths that is called once, at last the root."""
         parts = [path.split(".") for path in paths]
         common = parts[0]
         for path in parts[1:]:
@@ -214,7 +217,7 @@ class _Search:
         return ".".join(common)
 
     def settle(self, parts: Sequence[Part]) -> list[Part]:
-        """Return the parts that count all of their parameters right, which are then no longer pending."""
+        """Return the parts that count all of their parameters correctly, which are then no longer pending."""
         right = self._right(parts)
         for part in parts:
             if id(part) not in right:
@@ -225,7 +228,7 @@ class _Search:
         return [part for part in parts if part.parameters or isinstance(part, AttentionPart)]
 
     def _right(self, parts: Sequence[Part]) -> set[int]:
-        """Return which parts give the norms that autograd gives for the one sample, and zero for the others."""
+        """Return the ids of parts that give autograd's norms for the one sample, and zero for the others."""
         if not parts:
             return set()
         # the layer behind an attention is called where that is open
@@ -239,10 +242,10 @@ class _Search:
         for call, gradients in zip(calls, backward_passes(outputs, calls, self.vector.unsqueeze(0)), strict=True):
             try:
                 norms = call.part.norms(call, gradients, len(outputs))
-            except Exception:  # an operator without a rule for single samples, or a shape that is none of theirs
+            except Exception:  # an operator without a rule for single samples, or a shape without them
                 continue
             counted = call.part.parameters.items()
-            # what adds next to nothing agrees with anything, so all must
+            # a tiny norm agrees with anything, so all parameters of a part must agree
             if call_counts[id(call.part)] == 1 and all(
                 self._agrees(id(parameter), norms[name][:, 0]) for name, parameter in counted
             ):
@@ -255,13 +258,13 @@ class _Search:
         total = sum(self.weights[key] * norm for key, norm in self.expected_norms.items())
         tolerance = 10 * torch.finfo(norms.dtype).eps ** 0.5
         off = (norms.double().cpu() - expected).abs() * self.weights[key]
-        # what is nothing beside the score may be rounding
+        # a difference that is negligible in the score may be rounding
         allowed = tolerance * self.weights[key] * self.expected_norms[key] + tolerance**2 * total
         return len(norms) == len(self.outputs) and bool((off <= allowed).all())
 
 
 def _few_samples(root: nn.Module, batch: Any, outputs: Tensor) -> Any:
-    """Return a few samples of a batch, or all where parts of it do not give the same outputs."""
+    """Return a few samples of a batch, or all if the outputs of a few differ from those in the batch."""
     if len(outputs) <= NUM_PROBE_SAMPLES:
         return batch
     try:

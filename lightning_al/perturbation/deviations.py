@@ -1,4 +1,4 @@
-"""How far outputs moved in each pass: what every backend yields, and how it is reduced to numbers."""
+"""Deviations of the outputs in each pass: the interface of backends, and the reduction to numbers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,8 +13,8 @@ class Deviation(NamedTuple):
     """How far the outputs of one batch moved in one pass.
 
     Attributes:
-        position: Which batch of the chunk.
-        step: Which pass.
+        position: The position of the batch in the chunk.
+        step: The number of the pass.
         change: (B, C, *positions) perturbed minus clean outputs, or their first-order term.
         clean: (B, C, *positions) clean outputs.
 
@@ -27,7 +27,7 @@ class Deviation(NamedTuple):
 
 
 class Backend(Protocol):
-    """A way to compute deviations."""
+    """An implementation of deviations."""
 
     def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         """Yield each batch's deviation in each pass, the passes of a batch in order.
@@ -37,7 +37,7 @@ class Backend(Protocol):
             seeds: One tuple of integers per pass; the same seed gives the same noise.
 
         Yields:
-            Deviations; only the latest one need be kept alive.
+            Deviations; only the latest one needs memory.
 
         """
 
@@ -55,7 +55,7 @@ def deviation_sizes(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed
     positions.
 
     Args:
-        backend: What computes the deviations.
+        backend: Computes the deviations.
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         norm: `"squared"` or `"l2"`.
@@ -70,7 +70,7 @@ def deviation_sizes(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed
     sizes: list[list[Tensor]] = [[] for _ in chunk]
     for deviation in backend.deviations(chunk, seeds):
         position, squared = deviation.position, deviation.change.square().sum(1)
-        del deviation  # dense outputs must not be there beside the next
+        del deviation  # frees dense outputs before the next pass
         size = squared if norm == "squared" else squared.sqrt()
         sizes[position].append(size.reshape(len(size), -1).mean(1))
     return torch.cat([torch.stack(passes, 1) for passes in sizes])
@@ -88,7 +88,7 @@ def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Se
     A dense output is averaged over its positions first.
 
     Args:
-        backend: What computes the deviations.
+        backend: Computes the deviations.
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         normalize: Divide by the norm of the sample's clean output, as the authors' later code does.

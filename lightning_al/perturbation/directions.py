@@ -1,8 +1,8 @@
-r"""Directions in the space of outputs, along which one backward pass each gives the norm of a Jacobian.
+r"""Directions in the space of outputs: one backward pass along each gives the norm of a Jacobian.
 
 The squared Frobenius norm of a Jacobian $J$ is the sum of $\|J^T q_j\|^2$ over any orthonormal basis $q_j$ of the
 outputs. A basis that follows the eigenvectors of the softmax Jacobian puts nearly all of the sum into its first
-vectors. What is left is taken at once: along $\sum_j e_j q_j$ with random signs $e_j$ the expectation is the sum.
+vectors. All others take one pass: along $\sum_j e_j q_j$ with random signs $e_j$ the expectation is their sum.
 """
 
 from typing import Literal
@@ -14,21 +14,22 @@ from lightning_al.model.output import Output
 
 Directions = int | Literal["all"]
 Response = Output | Literal["probabilities"]
-"""What distances are measured on, as a function of what a model returns; `"probabilities"`: the model ends in them."""
+"""The function of a model's outputs on which distances are measured; `"probabilities"`: the model ends in them."""
 
-MOST_CLASSES = 32  # of one eigendecomposition; beyond these most probable ones the unit vectors serve as well
+# Classes of one eigendecomposition, the most probable ones; for all others unit vectors serve as well.
+MOST_CLASSES = 32
 
 
 def output_directions(outputs: Tensor, response: Response, directions: Directions, generic: Tensor) -> Tensor:
     r"""Return vectors $u_j$ such that $\|J\|_F^2 = \sum_j \|J_z^T u_j\|^2$, in expectation over the random signs.
 
-    $J_z$ is the Jacobian of what the model returns, $J = S J_z$ that of what distances are measured on, $u_j = S q_j$.
+    $J_z$ is the Jacobian of the model's outputs, $J = S J_z$ that of the function that is measured, $u_j = S q_j$.
 
     Args:
-        outputs: (B, C) what the model returns.
-        response: What is measured: `"softmax"` or `"sigmoid"` of the outputs, or the outputs themselves.
-        directions: How many vectors, at least 1: the most important ones by themselves, then one for all others with
-            random signs; `"all"` leaves nothing to chance.
+        outputs: (B, C) outputs of the model.
+        response: The function that is measured: `"softmax"` or `"sigmoid"` of the outputs, or the outputs themselves.
+        directions: How many vectors, at least 1: the most important ones separately, then one for all others with
+            random signs; `"all"` is exact.
         generic: (C,) random normal numbers. A vector's sign is that of its product with them, so that it does not
             depend on the batch, nor on the sign that an eigendecomposition happens to return.
 
@@ -65,9 +66,9 @@ def _unit_vectors(weights: Tensor, directions: Directions, generic: Tensor) -> T
 
 
 def _eigenvectors(probs: Tensor, directions: Directions, generic: Tensor, with_null: bool) -> Tensor:
-    """Return (B, D, C) eigenvectors of the softmax Jacobian, by eigenvalue; the last row sums up all that are left.
+    """Return (B, D, C) eigenvectors of the softmax Jacobian, by eigenvalue; the last row is the sum of the others.
 
-    Of more than 32 classes only the most probable ones are turned; the others keep their unit vectors.
+    Of more than 32 classes only the most probable ones are decomposed; the others keep their unit vectors.
     """
     classes = probs.shape[1]
     size = min(classes, MOST_CLASSES)
@@ -91,7 +92,7 @@ def _top_block(probs: Tensor, top: Tensor) -> Tensor:
     """Return (B, M, M) rows and columns of diag(p) - p p^T for the classes `top` (B, M)."""
     likely = probs.gather(1, top)
     block = -likely.unsqueeze(2) * likely.unsqueeze(1)
-    # p (1 - p) from the probabilities of the others: 1 - p has no digits left where a sample is sure
+    # p (1 - p) from the probabilities of the others: 1 - p has no digits left where the model is sure
     complements = torch.where(
         torch.arange(likely.shape[1], device=probs.device) > 0,
         1 - likely,
@@ -103,7 +104,7 @@ def _top_block(probs: Tensor, top: Tensor) -> Tensor:
 
 def apply_softmax_jacobian(probs: Tensor, rows: Tensor) -> Tensor:
     """Multiply rows (B, D, C) by the Jacobian diag(p) - p p^T of the softmax at probabilities (B, C)."""
-    # a constant has no effect; without that of the likeliest class nothing cancels where a sample is sure
+    # a constant has no effect; after subtracting the likeliest class's nothing cancels where the model is sure
     shifted = rows - rows.gather(2, probs.argmax(1).view(-1, 1, 1).expand(-1, rows.shape[1], 1))
     likely = probs.unsqueeze(1)
     return likely * (shifted - (likely * shifted).sum(2, keepdim=True))

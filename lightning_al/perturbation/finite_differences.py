@@ -1,6 +1,6 @@
 """Deviations by finite differences: the reference, exact in any model, in full precision.
 
-A readable loop over passes that perturbs one set of weights in place.
+It loops over passes and perturbs one set of weights in place.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,17 @@ from lightning_al.perturbation.deviations import Deviation, Seed
 from lightning_al.perturbation.noise import Noise
 from lightning_al.scoring.progress import ReportPass, ignore_pass
 
-HELD_BYTES = 2**30  # of clean outputs kept on the device while the passes run
+# Bytes of clean outputs kept on the device while the passes run, to bound memory.
+HELD_BYTES = 2**30
 
 
-DENSE_BYTES = 2**25  # of dense clean outputs, so that large maps are kept for one batch only
+# Bytes of dense clean outputs: low enough that large maps are kept for one batch only.
+DENSE_BYTES = 2**25
 
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """Add `steps` to `parameters` in place, and put the very same bits back afterwards.
+    """Add `steps` to `parameters` in place, and restore their exact bits afterwards.
 
     Args:
         parameters: Leaf tensors of a module; call under `torch.no_grad`.
@@ -44,7 +46,7 @@ class CleanPass(NamedTuple):
     """A batch and its clean outputs.
 
     Attributes:
-        position: Which batch of the chunk.
+        position: The position of the batch in the chunk.
         batch: The batch.
         outputs: (B, C, *positions) clean outputs.
 
@@ -63,10 +65,10 @@ class FiniteDifferences:
 
     Args:
         forward: Maps a batch to its outputs (B, C, *positions), using `parameters`; call under `torch.no_grad`.
-        parameters: What to perturb, in place; bit-identical afterwards.
-        noise: What to add.
+        parameters: The parameters to perturb, in place; bit-identical afterwards.
+        noise: The noise to add.
         compiled: Run the passes through `torch.compile`, on a GPU as CUDA graphs.
-        held_bytes: How much may be kept on the device beside the inputs; much less of dense outputs.
+        held_bytes: Bytes that may be kept on the device beside the inputs; for dense outputs much less is kept.
         report_pass: Called after each pass over a batch.
 
     Cost: K + 1 forward passes per sample; memory for the clean outputs, and twice the parameters.
@@ -91,10 +93,10 @@ class FiniteDifferences:
         self._report_pass = report_pass
 
     def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
-        """Yield the deviations pass by pass, for as many batches at a time as may be held."""
+        """Yield the deviations pass by pass, for as many batches at a time as `held_bytes` allows."""
         for group in self._groups(chunk):
             yield from self._passes(group, seeds)
-            group.clear()  # before the next clean pass runs
+            group.clear()  # frees it before the next clean pass
 
     def _passes(self, group: Sequence[CleanPass], seeds: Sequence[Seed]) -> Iterator[Deviation]:
         for step, seed in enumerate(seeds):
@@ -105,7 +107,7 @@ class FiniteDifferences:
                     self._report_pass(step + 1, len(seeds), len(clean))
 
     def _groups(self, chunk: Sequence[Any]) -> Iterator[list[CleanPass]]:
-        """Run the clean passes, as many at a time as may be held."""
+        """Yield clean passes, as many at a time as `held_bytes` allows."""
         group: list[CleanPass] = []
         for position, batch in enumerate(chunk):
             group.append(CleanPass(position, batch, self._run(batch)))
@@ -118,8 +120,8 @@ class FiniteDifferences:
 
 
 def _compiled(forward: Callable[[Any], Tensor], graphs: bool) -> Callable[[Any], Tensor]:
-    """Compile a forward pass, into CUDA graphs if asked to, whose outputs live in memory that the next run reuses."""
-    # the weights are inputs of the compiled function, so that a perturbed pass is no reason to compile again
+    """Compile a forward pass; outputs of CUDA graphs are copied, since the next run reuses their memory."""
+    # weights are inputs of the compiled function, so a perturbed pass does not compile it again
     run: Callable[[Any], Tensor] = torch.compile(
         forward, mode="reduce-overhead" if graphs else None, dynamic=False if graphs else None
     )

@@ -1,7 +1,7 @@
-"""Deviations by forward-mode differentiation: the first-order term, which low precision cannot spoil.
+"""Deviations by forward-mode differentiation: the first-order term, which stays accurate in low precision.
 
 A finite difference subtracts two nearly equal numbers, so it needs every digit of single precision. The derivative
-along the noise is computed by itself, and keeps its relative precision whatever the tensor cores round.
+along the noise is computed directly, and keeps its relative precision however the tensor cores round.
 """
 
 import re
@@ -31,11 +31,11 @@ class ForwardDerivatives:
 
     Args:
         predictor: The model that the parameters belong to.
-        output: What the deviations are measured on.
-        parameters: What gets noise.
-        noise: The directions.
-        dtype: Precision of the passes, to which parameters, buffers and inputs are cast; None leaves them as they are.
-            Autocast would not do: its casts and the derivative of a convolution get in each other's way.
+        output: The outputs on which deviations are measured.
+        parameters: The parameters that get noise.
+        noise: Distribution and size of the directions.
+        dtype: Precision of the passes, to which parameters, buffers and inputs are cast; None casts nothing. Autocast
+            does not work: its casts conflict with the derivative of a convolution.
         compiled: Run the passes through `torch.compile`.
 
     Cost: about 2 K + 1 forward passes per sample; memory for the K directions and K times the activations of a batch,
@@ -69,7 +69,7 @@ class ForwardDerivatives:
         self._derivatives = torch.compile(self._jvp_batched, dynamic=False) if compiled else self._jvp_batched
 
     def deviations(self, chunk: Sequence[Any], seeds: Sequence[Seed]) -> Iterator[Deviation]:
-        """Yield the deviations, several passes of a batch after one another."""
+        """Yield the deviations, batch by batch for several passes at a time."""
         start = 0
         while start < len(seeds):
             count = min(self._passes_per_vmap or len(seeds), len(seeds) - start)
@@ -103,7 +103,7 @@ class ForwardDerivatives:
             start += size
 
     def _halve_passes_per_vmap(self, count: int, error: RuntimeError) -> None:
-        """Run half as many passes together if so many did not fit; raise any other error."""
+        """Halve the passes that run together after an out-of-memory error; raise any other error."""
         if count == 1 or not is_out_of_memory(error):
             raise error
         self._passes_per_vmap = count // 2
@@ -134,19 +134,19 @@ class ForwardDerivatives:
     def _draw(self, seeds: Sequence[Seed]) -> dict[str, Tensor]:
         """Draw the directions of some passes, stacked along a new first dimension."""
         parameters = list(self._parameters.values())
-        # drawn in the parameters' precision, then cast: the same noise whatever the passes compute in
+        # drawn in the parameters' precision, then cast: the same noise in any precision of the passes
         draws = [self._cast(self._noise.draw(parameters, make_generator(*seed, device=self._device))) for seed in seeds]
         steps = zip(*draws, strict=True)
         return {name: torch.stack(step) for name, step in zip(self._parameters, steps, strict=True)}
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
-        """Choose kernels of attention that have derivatives."""
+        """Select attention kernels that have derivatives."""
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             cuda: Any = torch.backends.cuda
             if self._dtype is not None and hasattr(cuda, "allow_fp16_bf16_reduction_math_sdp"):  # torch 2.5
-                # or attention in low precision would be computed in single precision
+                # otherwise attention in low precision is computed in single precision
                 stack.callback(cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed())
                 cuda.allow_fp16_bf16_reduction_math_sdp(True)
             fast = torch.backends.mha.get_fastpath_enabled()
@@ -169,7 +169,7 @@ class _Outputs(nn.Module):
 
 
 def describe_failure(error: Exception) -> str:
-    """Return the operator without a derivative that an error of torch complains about, or what the error says."""
+    """Return the operator without a derivative that an error of torch names, or the error's first line."""
     operator = re.search(r"forward AD with (\S+) that", str(error))
     if operator:
         return f"{operator.group(1)} has no forward-mode formula"

@@ -1,11 +1,11 @@
-r"""Squared norms of per-sample gradients, from what goes into a layer and the gradient behind it.
+r"""Squared norms of per-sample gradients, from a layer's input and the gradient at its output.
 
 The gradient of one sample with respect to a weight is a sum of outer products over the positions $t$ at which the layer
 is applied, $G = \sum_t g_t a_t^T$. Its squared norm is also $\langle g g^T, a a^T \rangle$, in products of T x T, which
 is far cheaper where positions are few. A convolution is a linear layer on windows.
 
-Each function for a layer takes the inputs (B, ...), gradients of the same samples along D directions, and how many rows
-belong to one sample; it returns squared norms (B, D) by name of the parameter.
+Each function for a layer takes the inputs (B, ...), gradients of the same samples along D directions, and the number of
+rows per sample; it returns squared norms (B, D) by name of the parameter.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 Norms: TypeAlias = dict[str, Tensor]
 LayerNorms: TypeAlias = Callable[[Any, Tensor, Sequence[Tensor], int], Norms]
 
-SLICE_NUMBERS = 2**22  # windows or weight gradients held at a time: 16 MB in single precision
+# Numbers in the windows or weight gradients held at a time: 16 MB in single precision, to bound memory.
+SLICE_NUMBERS = 2**22
 
 
 def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[Tensor], samples: int) -> Norms:
@@ -27,7 +28,7 @@ def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[T
 
     Args:
         layer: One of `LAYER_NORMS`.
-        inputs: (B r, ...) what went into it; r consecutive rows belong to one sample.
+        inputs: (B r, ...) inputs of the layer; r consecutive rows belong to one sample.
         gradients: D tensors of the shape of its output.
         samples: B.
 
@@ -59,7 +60,7 @@ def layer_gradient_norms(layer: nn.Module, inputs: Tensor, gradients: Sequence[T
 
 
 def _numbers_per_row(layer: Any, inputs: Tensor, gradients: Sequence[Tensor]) -> int:
-    """Return how many numbers exist for each row of the inputs at a time: windows, and products of either kind."""
+    """Return how many numbers one row of the inputs needs at a time: windows, and products of either kind."""
     weight = next(layer.parameters())
     if weight.ndim == 1:
         return int(inputs[0].numel())
@@ -115,7 +116,7 @@ def _convolution(layer: Any, inputs: Tensor, gradients: Sequence[Tensor], rows: 
 
 
 def _transposed_convolution(layer: Any, inputs: Tensor, gradients: Sequence[Tensor], rows: int) -> Norms:
-    # a convolution the other way round: the inputs take the place of the gradient, and the gradient is cut into windows
+    # a convolution with exchanged roles: the inputs act as the gradient, and the gradient is cut into windows
     sides = [padding for padding in reversed(layer.padding) for _ in range(2)]
     # a padded output may have room for more windows than there are inputs
     places = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], layer.stride, strict=True)]
@@ -225,7 +226,7 @@ def _feature_affine(normalized: Tensor, gradients: Sequence[Tensor], rows: int, 
 
 
 def _embedding(layer: nn.Embedding, inputs: Tensor, gradients: Sequence[Tensor], rows: int) -> Norms:
-    # a row of the table gets the sum over all positions of its token; noise moves that of the padding, too
+    # a row of the table gets the sum over all positions of its token; noise changes that of the padding, too
     samples, tokens = len(inputs) // rows, inputs.reshape(len(inputs) // rows, -1)
     owners = torch.arange(samples, device=tokens.device).unsqueeze(1)
     keys, entries = torch.unique(tokens + owners * layer.num_embeddings, return_inverse=True)
@@ -266,5 +267,5 @@ LAYER_NORMS: dict[type[nn.Module], LayerNorms] = {
 
 
 def known_norms(layer: nn.Module) -> LayerNorms | None:
-    """Return how the norms of a layer are found, if it is of a known kind, or may be: a subclass may differ."""
+    """Return the function for the norms of a layer, or None; a subclass of a known layer may compute otherwise."""
     return next((norms for kind, norms in LAYER_NORMS.items() if isinstance(layer, kind)), None)

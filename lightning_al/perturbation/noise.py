@@ -1,4 +1,4 @@
-"""Which parameters get noise, and how much of it: what one pass adds to the weights."""
+"""The noise that a pass adds to the weights: which parameters get it, and how much."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 Distribution = Literal["gaussian", "uniform", "laplace"]
 Scope = Literal["global", "tensor"]
 
+# The variance of each distribution at unit scale.
 VARIANCES: dict[Distribution, float] = {"gaussian": 1.0, "uniform": 1 / 3, "laplace": 2.0}
 
 
@@ -31,7 +32,7 @@ class Noise:
         scope: One factor for all parameters (`"global"`, the paper), or one per parameter tensor (`"tensor"`).
 
     Raises:
-        ValueError: If an argument is outside these.
+        ValueError: If an argument is out of range.
 
     References:
         Li et al., Deep Active Learning with Noise Stability, Eq. 1, section 5.1 and appendix A.5.1.
@@ -55,10 +56,10 @@ class Noise:
 
         Args:
             parameters: The clean parameters.
-            generator: Where the randomness comes from, on the device of the parameters.
+            generator: Source of the noise, on the device of the parameters.
 
         Returns:
-            Steps with the shapes of the parameters, to be added to them.
+            Steps to add, with the shapes of the parameters.
 
         """
         directions = [self._direction(parameter, generator) for parameter in parameters]
@@ -75,7 +76,7 @@ class Noise:
     def variances(self, parameters: Sequence[Tensor]) -> list[float]:
         r"""Return the variance of the noise on each element of each parameter.
 
-        The elements of $\xi D$ are uncorrelated by symmetry, and the square of its norm is shared by d of them alike:
+        The elements of $\xi D$ are uncorrelated by symmetry, and each of the d has the same share of its squared norm:
         $m^2 \|\theta\|^2 / d$ if `relative`, over all parameters together or over each one, and else
         $m^2 \mathrm{Var}(D)$.
 
@@ -96,7 +97,7 @@ class Noise:
         return [squared * square / count for square, count in zip(squares, counts, strict=True)]
 
     def _direction(self, parameter: Tensor, generator: torch.Generator) -> Tensor:
-        # one after another in the order of the dimensions, however the parameter lies in memory
+        # in the order of the dimensions, whatever the parameter's memory format
         direction = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if self.distribution == "gaussian":
             return direction.normal_(generator=generator)
@@ -115,22 +116,22 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 def noisy_parameters(
     module: nn.Module, run: Callable[[], Any], patterns: Sequence[str] | None = None
 ) -> list[nn.Parameter]:
-    """Find what gets noise: the parameters that train and that `run` uses, each once.
+    """Return the parameters that get noise: those that train and that `run` uses, each once.
 
     Unused ones (an auxiliary head, a second network) would only inflate the norm that scales the noise. They are
-    told apart by watching every operator of one forward pass.
+    detected by watching every operator of one forward pass.
 
     Args:
         module: The module that `run` calls.
-        run: Does one forward pass.
-        patterns: Glob patterns of module names; a match takes the module's whole subtree, and a pattern also
-            matches below any parent ("fc" finds "model.fc"). None takes every module.
+        run: Runs one forward pass.
+        patterns: Glob patterns of module names; a match includes all submodules, and a pattern also matches below any
+            parent ("fc" matches "model.fc"). None includes every module.
 
     Returns:
         Parameters in the order of `module.named_parameters()`, tied ones once; buffers never.
 
     Raises:
-        ValueError: If a pattern matches no module, or nothing is left to perturb.
+        ValueError: If a pattern matches no module, or no parameter remains.
 
     """
     if patterns is not None:
@@ -156,7 +157,7 @@ def noisy_parameters(
 
 
 class _RecordArguments(TorchDispatchMode):
-    """Remember which tensors were ever passed to an operator."""
+    """Record the tensors that are passed to operators."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -168,7 +169,7 @@ class _RecordArguments(TorchDispatchMode):
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a module on the path to the named parameter (or module) fits a pattern."""
+    """Return whether a module on the path to the named parameter (or module) matches a pattern."""
     parts = name.split(".")
     ancestors = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     return any(

@@ -1,7 +1,7 @@
-"""Parts of a model, each with one way to per-sample gradient norms: layers, attention, bare parameters, any module.
+"""Parts of a model, each with its way to per-sample gradient norms: layers, bare parameters, any module.
 
-A part watches one forward pass, in which it notes where gradients will arrive, and later turns these gradients into
-squared norms. What it covers is exact if it is called once in a pass; `coverage.py` checks that.
+A part watches one forward pass, in which it records where gradients arrive, and later turns these gradients into
+squared norms. The norms are exact if it is called once in a pass; `coverage.py` checks that.
 """
 
 import warnings
@@ -21,18 +21,19 @@ from lightning_al.data.batch import tensors_in
 from lightning_al.perturbation.gradient_norms import Norms, layer_gradient_norms, summed_norms
 from lightning_al.scoring.memory import is_out_of_memory
 
-VMAP_NUMBERS = 2**25  # of per-sample gradients that exist at a time, 128 MB in single precision
+# Numbers in the per-sample gradients that exist at a time: 128 MB in single precision, to bound memory.
+VMAP_NUMBERS = 2**25
 
 
 @dataclass
 class Call:
-    """What a part noted when it was called in a forward pass.
+    """The record of a part's call in a forward pass.
 
     Attributes:
-        part: Which part.
-        edges: Where gradients arrive.
-        shapes: Of these gradients.
-        inputs: What the part needs to turn them into norms.
+        part: The part.
+        edges: Edges of the graph at which gradients arrive.
+        shapes: Shapes of these gradients.
+        inputs: Values that the part needs to turn them into norms.
 
     """
 
@@ -42,16 +43,16 @@ class Call:
     inputs: Any = None
 
     def expect_gradient(self, tensor: Tensor) -> None:
-        """Note a tensor whose gradient will be needed, as it is now: an activation in place may overwrite it."""
+        """Record the edge of a tensor whose gradient is needed, before an in-place activation overwrites it."""
         self.edges.append(get_gradient_edge(tensor))
         self.shapes.append(tensor.shape)
 
 
 class Part(Protocol):
-    """Some parameters, and a way to their per-sample gradient norms.
+    """Some parameters, and the computation of their per-sample gradient norms.
 
     Attributes:
-        parameters: By name within the part.
+        parameters: Parameters by name within the part.
 
     """
 
@@ -65,11 +66,11 @@ class Part(Protocol):
 
 
 class LayerPart:
-    """A layer whose gradient norms follow from what goes in and the gradient behind it.
+    """A layer whose gradient norms follow from its input and the gradient at its output.
 
     Args:
         layer: One of `LAYER_NORMS`.
-        parameters: Those of its own that count.
+        parameters: Its parameters that count.
 
     """
 
@@ -79,7 +80,7 @@ class LayerPart:
 
     @contextmanager
     def watch(self, calls: list[Call]) -> Iterator[None]:
-        """Note input and output of each call."""
+        """Record input and output of each call."""
 
         def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.requires_grad:
@@ -90,18 +91,18 @@ class LayerPart:
             yield
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
-        """Return the norms of the layer's own parameters."""
+        """Return the norms of the layer's parameters."""
         return layer_gradient_norms(self.layer, call.inputs, [along[0] for along in gradients], samples)
 
 
 class BarePart:
     """A parameter that is broadcast over the samples: an embedding of positions, a class token, a scale of a branch.
 
-    While its owner runs, a copy for every row stands in its place, and the copies' gradients are those of the samples.
+    While its owner runs, it is replaced by a copy for every row, and the copies' gradients are those of the samples.
 
     Args:
         owner: The module that holds it, and whose first tensor has the rows.
-        name: Its name there.
+        name: The name of the parameter in the owner.
 
     """
 
@@ -113,13 +114,13 @@ class BarePart:
 
     @contextmanager
     def watch(self, calls: list[Call]) -> Iterator[None]:
-        """Let copies stand in for the parameter."""
+        """Replace the parameter by copies in each call."""
 
         def insert_copies(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             copies = self._copies(tensors_in((args, kwargs))[0])
             calls.append(Call(self))
             calls[-1].expect_gradient(copies)
-            vars(owner)[self.name] = copies  # found before the registered parameter
+            vars(owner)[self.name] = copies  # takes precedence over the registered parameter
 
         def remove_copies(*_: Any) -> None:
             vars(self.owner).pop(self.name, None)
@@ -139,7 +140,7 @@ class BarePart:
         return parameter.expand(shape).requires_grad_()
 
     def norms(self, call: Call, gradients: Sequence[Sequence[Tensor]], samples: int) -> Norms:
-        """Return the norms of the copies' gradients, those of one sample summed up."""
+        """Return the norms of the copies' gradients, summed over the rows of each sample."""
         rows = [along[0].reshape(len(along[0]), -1) for along in gradients]
         return {self.name: summed_norms(rows, len(rows[0]) // samples)}
 
@@ -148,9 +149,9 @@ class ModulePart:
     """Any module: gradients of one sample after another, vectorized by `torch.func`.
 
     Args:
-        module: Called once in a pass.
-        parameters: By name within the module.
-        samples: How many samples the batch has with which the part is tried, which tells the dimension that is theirs.
+        module: A module that is called once in a pass.
+        parameters: Parameters by name within the module.
+        samples: Number of samples in the batch of the first call, to find the dimension of the samples.
 
     """
 
@@ -159,12 +160,12 @@ class ModulePart:
         self.parameters = parameters
         self._samples = samples
         self._vectorizes = True
-        self._inputs: list[int | None] = []  # the samples' dimension of each tensor that goes in
-        self._outputs: dict[int, int | None] = {}  # and of those that come out with a gradient, by their position
+        self._inputs: list[int | None] = []  # the samples' dimension of each input tensor
+        self._outputs: dict[int, int | None] = {}  # and of each output tensor with a gradient, by its position
 
     @contextmanager
     def watch(self, calls: list[Call]) -> Iterator[None]:
-        """Note the arguments and outputs of each call."""
+        """Record the arguments and outputs of each call."""
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             outputs = {position: tensor for position, tensor in enumerate(tensors_in(output)) if tensor.requires_grad}
@@ -189,7 +190,7 @@ class ModulePart:
         """Return the norms of the gradients of one sample after another."""
         output_gradients = [torch.stack(along) for along in zip(*gradients, strict=True)]  # by output; (D, ...)
         tensors = [tensor.detach() for tensor in tensors_in(call.inputs)]
-        # fused attention has no rule for single samples, and what is vectorized by a loop is none of the user's doing
+        # fused attention has no rule for single samples; a warning about loops in `vmap` would not help the user
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
             if self._vectorizes:
@@ -198,7 +199,7 @@ class ModulePart:
                 except RuntimeError as error:
                     if is_out_of_memory(error):
                         raise
-                    self._vectorizes = False  # an operator has no rule, such as those of recurrence
+                    self._vectorizes = False  # an operator, such as a recurrence, has no rule
             return self._one_by_one(call.inputs, tensors, output_gradients, samples)
 
     def _vectorized(self, arguments: Any, tensors: list[Tensor], output_gradients: list[Tensor]) -> Norms:
@@ -208,7 +209,7 @@ class ModulePart:
             batch = [_as_batch_of_one(*pair) for pair in zip(tensors, self._inputs, strict=True)]
             along = [_as_batch_of_one(*pair) for pair in zip(output_gradients, dimensions, strict=True)]
             pull_back = vjp(lambda values: self._run(values, arguments, batch), self._values())[1]
-            # one direction after another: not every operator has a right rule for two dimensions at once
+            # one direction after another: some operators have wrong rules for two dimensions at once
             pulled = [pull_back(list(vectors))[0] for vectors in zip(*along, strict=True)]
             return {
                 name: torch.stack([gradients[name].square().sum() for gradients in pulled]) for name in self.parameters
@@ -242,7 +243,7 @@ class ModulePart:
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def _run(self, values: dict[str, Tensor], arguments: Any, batch: list[Tensor]) -> list[Tensor]:
-        """Run the module with other parameters and other tensors, and return the outputs that count."""
+        """Run the module with other parameters and other tensors, and return the outputs with a gradient."""
         tensors = iter(batch)
         args, kwargs = apply_to_collection(arguments, Tensor, lambda _: next(tensors))
         outputs = tensors_in(functional_call(self.module, values, args, kwargs))
@@ -250,7 +251,7 @@ class ModulePart:
 
 
 def _as_batch_of_one(tensor: Tensor, dimension: int | None) -> Tensor:
-    """Give a tensor without its samples a batch of one."""
+    """Return a tensor of a single sample with the samples' dimension, of length 1."""
     return tensor if dimension is None else tensor.unsqueeze(dimension)
 
 

@@ -23,7 +23,7 @@ from lightning_al.scoring.memory import MemoryLimit, chunked, within_memory
 from lightning_al.scoring.transfer import to_module
 
 Passes: TypeAlias = int | float | Literal["inf"]
-"""A number of passes, or `"inf"`, which a YAML may also write as `.inf`; no other float is one."""
+"""A number of passes, or `"inf"`, in YAML also `.inf`; no other float is valid."""
 
 
 def noise_stability(
@@ -52,23 +52,23 @@ def noise_stability(
 
     Args:
         model: Any `nn.Module`; a clone of it is scored, in eval mode and true single precision, where it is.
-        batches: Batches as the model's loader gives them, labels and all; read once.
+        batches: Batches of the model's loader, with or without labels; read once.
         passes: K, at least 1, or `"inf"` for the limit of infinitely many in closed form, which draws no noise: faster
-            than ten passes, and its ranking is not a matter of luck.
+            than ten passes, and without sampling error.
         magnitude: Noise magnitude, positive; 1e-3 as in the paper.
         relative: Scale the noise to the norm of the parameters.
         distribution: `"gaussian"`, `"uniform"` (-1, 1) or `"laplace"` (b = 1).
         scope: One scale for all parameters (`"global"`) or one per parameter tensor (`"tensor"`).
         modules: Glob patterns of the modules that get noise; None perturbs every parameter that trains.
-        output: What the distance is measured on: `"softmax"` for classes, `"sigmoid"` for several labels,
-            `"identity"` for regression. On raw logits of a classifier the ranking is upside down.
+        output: The outputs on which the distance is measured: `"softmax"` for classes, `"sigmoid"` for several labels,
+            `"identity"` for regression. On raw logits of a classifier the ranking is reversed.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
         method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
             differentiation in single precision or bfloat16.
-        directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs by
-            themselves, and all others together, with random signs, in the last one; `"all"` is exact.
+        directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs
+            separately, and all others together, with random signs, in the last one; `"all"` is exact.
         compile: Run the passes through `torch.compile`, which pays for large pools.
-        seed: Seed of the noise, which is that of the callback in cycle 0.
+        seed: Seed of the noise, the same noise as that of the callback in cycle 0.
 
     Returns:
         (N,) float32 scores in the order of the samples, on the CPU; larger means 'label first'.
@@ -76,7 +76,7 @@ def noise_stability(
     Raises:
         ValueError: If an argument is out of range, no parameter can be perturbed, the model is random in eval mode,
             or `batches` is empty.
-        TypeError: If a batch or an output cannot be understood.
+        TypeError: If inputs or predictions cannot be identified in a batch or an output.
 
     Cost: K + 1 forward passes per sample; memory of a clone, twice its parameters and one chunk of batches. In closed
         form some five forward passes for two directions, and the memory of a training step on one batch, with as much
@@ -132,7 +132,7 @@ def noise_stability(
 
 
 class SeededPasses(NamedTuple):
-    """Passes with noise: what computes their deviations, and the seed of each."""
+    """Passes with noise: the backend, and the seed of each pass."""
 
     backend: Backend
     seeds: Sequence[Seed]
@@ -151,18 +151,18 @@ def find_scorer(
     directions: Directions,
     compiled: bool,
 ) -> ClosedForm | SeededPasses:
-    """Return the closed form for `passes=None`, if the model has one; else so many passes, or 30.
+    """Return the closed form for `passes=None`, if the model has one; else seeded passes, by default 30.
 
     Args:
         predictor: The model, on its device and in eval mode; call under `torch.no_grad`.
-        batch: Some samples, to look at the forward pass.
-        passes: From `check_options`.
+        batch: Some samples, to inspect the forward pass.
+        passes: The result of `check_options`.
         seed: Integers that seed the signs of the closed form, or with its number each pass.
-        noise: How much noise, and of what kind.
-        modules: As for `noise_stability`, and so are the others.
-        output: What the deviations are measured on.
-        method: How passes are computed.
-        directions: Of the closed form.
+        noise: Amount and kind of the noise.
+        modules: Glob patterns of the modules that get noise; None for all.
+        output: The outputs on which deviations are measured.
+        method: The backend of the passes.
+        directions: Backward passes of the closed form.
         compiled: Whether to compile the passes.
 
     """
@@ -189,13 +189,13 @@ def _scores(scorer: ClosedForm | SeededPasses, norm: Norm, chunk: list[Any]) -> 
 def check_options(
     passes: Passes, output: str, norm: str, method: str, directions: Directions = 2, compile: bool = False
 ) -> int | None:
-    """Refuse options of noise stability that do not exist, or do not go together.
+    """Raise if options of noise stability do not exist or cannot be combined.
 
     Returns:
         The number of passes, or None for the limit of infinitely many.
 
     Raises:
-        ValueError: With the option, what was expected and what came.
+        ValueError: With the option, the expected and the actual value.
 
     """
     for name, value, allowed in (("output", output, Output), ("norm", norm, Norm), ("method", method, Method)):

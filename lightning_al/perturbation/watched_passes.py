@@ -1,4 +1,4 @@
-"""A forward pass that parts of a model watch, and the backward passes that bring them their gradients."""
+"""A forward pass that parts of a model watch, and the backward passes for their gradients."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from lightning_al.perturbation.parts import Call, Part
 
 
 def watched_pass(root: nn.Module, batch: Any, parts: Iterable[Part]) -> tuple[Tensor, list[Call]]:
-    """Run a forward pass with gradients, and return the outputs (B, C) and what the parts noted."""
+    """Run a forward pass with gradients, and return the outputs (B, C) and the calls that the parts recorded."""
     calls: list[Call] = []
     with torch.enable_grad(), ExitStack() as stack:
         for part in parts:
@@ -23,11 +23,11 @@ def watched_pass(root: nn.Module, batch: Any, parts: Iterable[Part]) -> tuple[Te
 def backward_passes(
     outputs: Tensor, calls: Sequence[Call], vectors: Tensor, *, last: bool = True
 ) -> Iterator[list[list[Tensor]]]:
-    """Run one backward pass for each direction, and yield what arrives at each call.
+    """Run one backward pass for each direction, and yield the gradients of each call.
 
     Args:
         outputs: (B, C) of a watched pass.
-        calls: What the parts noted.
+        calls: The calls that the parts recorded.
         vectors: (D, B, C) directions.
         last: Whether the graph of the outputs may be freed.
 
@@ -55,6 +55,6 @@ def backward_passes(
             for along in gradients
         ]
         for along in gradients:
-            along[start:stop] = [None] * len(call.edges)  # memory of which the rest has no more need
+            along[start:stop] = [None] * len(call.edges)  # frees memory that later calls do not need
         yield output_gradients
         start = stop

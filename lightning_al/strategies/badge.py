@@ -17,7 +17,7 @@ from lightning_al.model.predictor import Predictor
 
 
 class BADGEAcquisition(Acquisition):
-    r"""Label by k-means++ over the gradients of the loss in the last layer, the predicted class taken for the label.
+    r"""Label by k-means++ over the gradients of the loss in the last layer, with the predicted class as the label.
 
     $g(x) = (p(x) - e_{\hat y(x)}) \, h(x)^\top$
 
@@ -47,7 +47,7 @@ class BADGEAcquisition(Acquisition):
         self.seed = seed
 
     def prepare(self, context: QueryContext) -> None:
-        """Find the features."""
+        """Find the features, and raise for outputs at several positions."""
         self._read = Features(context.predictor, context.batch, self.features)
         outputs, _ = self._read(context.batch)
         self._classes = outputs.shape[1]
@@ -59,13 +59,13 @@ class BADGEAcquisition(Acquisition):
             )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: the two factors of each gradient."""
+        """Return the two factors of each gradient of a batch."""
         outputs, features = self._read(batch)
         residuals = hypothetical_residuals(predictor.to_probabilities(outputs))
         return torch.cat([residuals.to(features), features], dim=1)
 
     def select(self, query: Query) -> list[int]:
-        """Draw by k-means++."""
+        """Draw samples by k-means++."""
         residuals, features = query.pool[:, : self._classes], query.pool[:, self._classes :]
         return query.pick(functional.badge(residuals, features, query.budget, generator=query.generator))
 

@@ -1,4 +1,4 @@
-"""BALD: label samples on whose class draws of dropout disagree, each being sure of its own answer.
+"""BALD: label samples on whose class draws of dropout disagree, while each draw is confident.
 
 Passes per sample: K. Suits classification and dense classification (mean over the positions) with dropout modules.
 Memory: one number per sample.
@@ -48,10 +48,10 @@ class BALDAcquisition(Acquisition):
         self.seed = seed
 
     def prepare(self, context: QueryContext) -> None:
-        """Fix the draws."""
+        """Check for dropout, and seed the draws."""
         check_dropout("BALDAcquisition", context.predictor, context.batch)
         self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         return functional.bald(dropout_passes(predictor, batch, self._draws))

@@ -1,4 +1,4 @@
-"""BatchBALD: label the batch of samples on whose classes, taken together, draws of dropout disagree most.
+"""BatchBALD: label the batch of samples on whose joint classes draws of dropout disagree most.
 
 Passes per sample: K. Suits classification with dropout modules. Memory: K * C numbers per sample.
 """
@@ -19,12 +19,12 @@ from lightning_al.numerics.seeding import RandomStream
 class BatchBALDAcquisition(Acquisition):
     r"""Label the batch with the largest mutual information between all its classes and the network's weights.
 
-    $I(y_1, \dots, y_b; \theta)$, greedily; unlike BALD it counts once what two samples would tell alike.
+    $I(y_1, \dots, y_b; \theta)$, greedily; unlike BALD it counts the information that two samples share only once.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
-        passes: K draws of dropout, at least 2. A batch informs by at most log K, so a large one needs many.
-        configurations: How many combinations of classes estimate a joint entropy; exact while there are no more.
+        passes: K draws of dropout, at least 2. A batch has at most log K of information, so a large one needs many.
+        configurations: Number of combinations of classes that estimate a joint entropy; exact up to this number.
         seed: Seed of the draws; None takes the datamodule's.
 
     Raises:
@@ -56,22 +56,22 @@ class BatchBALDAcquisition(Acquisition):
         self.seed = seed
 
     def prepare(self, context: QueryContext) -> None:
-        """Fix the draws, and check that a draw is the same network for all samples."""
+        """Seed the draws, and check that a draw is the same network for all samples."""
         check_dropout("BatchBALDAcquisition", context.predictor, context.batch, consistent=True)
         self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: log-probabilities (B, K, C)."""
+        """Return the log-probabilities (B, K, C) of a batch."""
         probs_bkc = torch.stack(list(dropout_passes(predictor, batch, self._draws)), dim=1)
         if probs_bkc.ndim > 3:
             raise ValueError(
                 f"`BatchBALDAcquisition` needs one output per class, got {tuple(probs_bkc[:, 0].shape)}: the joint "
                 "entropy of all positions has too many terms. For dense outputs use `BALDAcquisition`."
             )
-        # -inf would be refused as broken
+        # -inf would not pass the check of measurements
         return probs_bkc.clamp_min(torch.finfo(probs_bkc.dtype).tiny).log()
 
     def select(self, query: Query) -> list[int]:
-        """Choose one after another, each for what it adds to those before."""
+        """Choose greedily the sample that adds most to the mutual information."""
         rows = functional.batch_bald(query.pool, query.budget, generator=query.generator, samples=self.configurations)
         return query.pick(rows)

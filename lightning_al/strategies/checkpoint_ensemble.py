@@ -19,14 +19,14 @@ from lightning_al.model.weight_swap import Weights, copy_to_device_of, copy_weig
 
 TOO_SHORT = (
     "`CheckpointEnsembleAcquisition` compares the weights of at least 2 epochs of one fit, but {}. Train for longer "
-    "(`Trainer(max_epochs=...)`), or use `QueryByCommitteeAcquisition`, whose members are trained by themselves."
+    "(`Trainer(max_epochs=...)`), or use `QueryByCommitteeAcquisition`, whose members are trained separately."
 )
 
 
 class CheckpointEnsembleAcquisition(Acquisition):
-    r"""Label the samples whose label tells most about which of the last epochs' weights predicts it.
+    r"""Label the samples with the largest mutual information between their label and the epoch of the weights.
 
-    An ensemble for the price of one training: late epochs agree on what is learned, and still differ on the rest.
+    An ensemble at the cost of one training: late epochs agree on what is learned, and still differ elsewhere.
 
     $I(y; k \mid x) = H(\frac{1}{K} \sum_k p_k(y \mid x)) - \frac{1}{K} \sum_k H(p_k(y \mid x))$
 
@@ -62,14 +62,14 @@ class CheckpointEnsembleAcquisition(Acquisition):
         self._recent: deque[Weights] = deque(maxlen=epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit, and refuse one that is too short."""
+        """Clear the weights of an earlier fit, and raise if this one is too short."""
         super().setup(trainer, pl_module, stage)
         self._recent.clear()
         if stage == "fit" and trainer.max_epochs == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(TOO_SHORT.format("this fit has max_epochs=1"))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the untrained weights stand in for a second epoch, which `fast_dev_run` does not have."""
+        """Keep the untrained weights as a second epoch, which `fast_dev_run` does not have."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._recent.append(copy_weights(pl_module))
 
@@ -78,15 +78,15 @@ class CheckpointEnsembleAcquisition(Acquisition):
         self._recent.append(copy_weights(pl_module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the weights."""
+        """Free the weights."""
         self._recent.clear()
 
     def prepare(self, context: QueryContext) -> None:
-        """Bring the weights to the device."""
+        """Copy the weights to the device."""
         if len(self._recent) < 2:
             raise MisconfigurationException(TOO_SHORT.format(f"this fit finished {len(self._recent)}"))
         self._members = [copy_to_device_of(context.predictor.module, weights) for weights in self._recent]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         return bald(weight_passes(predictor, batch, self._members))

@@ -1,6 +1,6 @@
 """Core-set: label samples whose features lie farthest from those of everything labeled.
 
-Passes per sample: 1, for the labeled part too. Suits any task: no output is looked at. Memory: D numbers per sample.
+Passes per sample: 1, for the labeled part too. Suits any task: outputs are not used. Memory: D numbers per sample.
 """
 
 from typing import Any
@@ -49,10 +49,10 @@ class CoreSetAcquisition(Acquisition):
         self._read = Features(context.predictor, context.batch, self.features)
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: its features."""
+        """Return the features of a batch."""
         return self._read(batch)[1]
 
     def select(self, query: Query) -> list[int]:
-        """Cover the candidates, beginning with what the labeled part covers."""
+        """Choose by k-center, with the labeled part as first centers."""
         assert query.labeled is not None
         return query.pick(functional.k_center(query.pool, query.budget, centers=query.labeled))

@@ -28,10 +28,10 @@ class EntropyAcquisition(Acquisition):
         100
 
     References:
-        Shannon 1948; Settles, Active Learning Literature ScoringPass (2009), section 3.1.
+        Shannon 1948; Settles, Active Learning Literature Survey (2009), section 3.1.
 
     """
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         return functional.entropy(predictor.probabilities(batch))

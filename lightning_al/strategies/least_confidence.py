@@ -33,5 +33,5 @@ class LeastConfidenceAcquisition(Acquisition):
     """
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         return functional.least_confidence(predictor.probabilities(batch))

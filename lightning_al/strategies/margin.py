@@ -33,5 +33,5 @@ class MarginAcquisition(Acquisition):
     """
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         return functional.margin(predictor.probabilities(batch))

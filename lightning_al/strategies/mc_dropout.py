@@ -61,12 +61,12 @@ class MCDropoutAcquisition(Acquisition):
         self.seed = seed
 
     def prepare(self, context: QueryContext) -> None:
-        """Fix the draws."""
+        """Check for dropout, and seed the draws."""
         check_dropout("MCDropoutAcquisition", context.predictor, context.batch)
         self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Score one batch."""
+        """Return the scores of a batch."""
         if self.uncertainty == "variance":
             return functional.predictive_variance(dropout_passes(predictor, batch, self._draws, "identity"))
         passes = dropout_passes(predictor, batch, self._draws)

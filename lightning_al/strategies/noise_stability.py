@@ -1,7 +1,7 @@
 """Noise stability: label the samples whose output moves most when the parameters are perturbed.
 
 Passes per sample: K + 1, or some five for the limit of infinitely many. Suits classification, multi-label, dense and
-regression outputs. Memory: one number per sample, or K * C for the selections that look at the deviations themselves.
+regression outputs. Memory: one number per sample, or K * C for the selections that use the deviations themselves.
 """
 
 from collections.abc import Sequence
@@ -46,24 +46,24 @@ class NoiseStabilityAcquisition(Acquisition):
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         passes: K, at least 1; the paper uses 10 for images, 3 for segmentation, 5 for cryo-ET. `"inf"` takes the limit
-            of infinitely many in closed form, which draws no noise: faster than ten passes, and its ranking is not a
-            matter of luck. It scores with `"power"` or `"topk"` where there is one row of outputs per sample.
+            of infinitely many in closed form, which draws no noise: faster than ten passes, and without sampling
+            error. It scores with `"power"` or `"topk"` where there is one row of outputs per sample.
         magnitude: Noise magnitude, positive; 1e-3 as in the paper.
         relative: Scale the noise to the norm of the parameters.
         distribution: `"gaussian"`, `"uniform"` (-1, 1) or `"laplace"` (b = 1).
         scope: One scale for all parameters (`"global"`) or one per parameter tensor (`"tensor"`).
         modules: Glob patterns of the modules that get noise; None perturbs every parameter that trains.
-        output: What the distance is measured on: `"softmax"` for classes, `"sigmoid"` for several labels,
+        output: The outputs on which the distance is measured: `"softmax"` for classes, `"sigmoid"` for several labels,
             `"identity"` for regression.
         norm: `"squared"` (Eq. 1) or `"l2"` (Algorithm 1 as printed).
-        selection: `"power"`, top-k of log R + Gumbel noise; `"topk"`, the largest R (the paper), which repeats itself
-            within a query; `"k-center"` over the normalized deviations of all passes (its successor); `"kmeans++"`
+        selection: `"power"`, top-k of log R + Gumbel noise; `"topk"`, the largest R (the paper), which picks
+            near-duplicates; `"k-center"` over the normalized deviations of all passes (its successor); `"kmeans++"`
             over the deviations; `"lcmd"`, the farthest deviation in the largest cluster around those of the labeled
             part and the picks.
         method: `"finite_difference"`, exact; `"jvp"` or `"jvp_bf16"`, the first-order term by forward-mode
             differentiation in single precision or bfloat16.
-        directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs by
-            themselves, and all others together, with random signs, in the last one; `"all"` is exact.
+        directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs
+            separately, and all others together, with random signs, in the last one; `"all"` is exact.
         seed: Seed of noise and selection; None takes the datamodule's.
         compile: Run the passes through `torch.compile`, which pays for large pools.
 
@@ -129,13 +129,13 @@ class NoiseStabilityAcquisition(Acquisition):
         self._scorer: ClosedForm | SeededPasses | None = None  # unknown before `prepare`
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse dense outputs, which have no closed form, before any training."""
+        """Raise before training for dense outputs, which have no closed form."""
         if self._count is None and trainer.datamodule.pool.num_unlabeled:  # type: ignore[attr-defined]
             with first_candidates(trainer, pl_module) as (predictor, batch):
                 check_not_dense(predictor, predictor(batch))
 
     def prepare(self, context: QueryContext) -> None:
-        """Find the parameters that get noise, and the closed form, or passes with their seeds."""
+        """Find the closed form of the model, or the parameters that get noise and the seeds of the passes."""
         self._scorer = find_scorer(
             context.predictor,
             context.batch,
@@ -150,11 +150,11 @@ class NoiseStabilityAcquisition(Acquisition):
         )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: its scores, or its deviations."""
+        """Return the scores of a batch, or its deviations."""
         return self.measure_chunk(predictor, [batch])
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
-        """Measure a few batches, in closed form or with the passes as the outer loop."""
+        """Return the measurements of a few batches, in closed form or with the passes as the outer loop."""
         assert self._scorer is not None
         if isinstance(self._scorer, ClosedForm):
             return self._scorer.chunk_scores(chunk).unsqueeze(1).float()
@@ -164,14 +164,14 @@ class NoiseStabilityAcquisition(Acquisition):
         return ranking_rows(deviation_sizes(backend, chunk, seeds, self.norm)).float()
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
-        """Keep what top-k needs, and what the confidence needs: the best by each half of the passes."""
+        """Return the best rows by all passes, and by each half of them for the confidence."""
         if self.selection != "topk":
             return None
         best: Tensor = torch.cat([top_k(column, budget) for column in rows.unbind(1)]).unique()
         return best
 
     def select(self, query: Query) -> list[int]:
-        """Choose by the selection named in the constructor."""
+        """Choose samples by the option `selection`."""
         if self.selection == "topk":
             return query.pick(top_k(query.pool[:, SCORE], query.budget))
         if self.selection == "power":
@@ -185,11 +185,11 @@ class NoiseStabilityAcquisition(Acquisition):
         return query.pick(k_center(query.pool, query.budget, centers=origin))
 
     def score(self, rows: Tensor) -> Tensor:
-        """Return R(x) of each row; of the normalized deviations for k-center."""
+        """Return R(x) of each row, for k-center that of the normalized deviations."""
         return rows[:, SCORE] if self.selection in RANKING else rows.square().sum(1) / (self._count or FALLBACK_PASSES)
 
     def metrics(self, query: Query) -> dict[str, float]:
-        """Report the passes, and how far two halves of them agree on the picks; nothing of a closed form."""
+        """Return the passes, and the overlap of the picks by two halves of them; nothing for the closed form."""
         if isinstance(self._scorer, ClosedForm):
             return {}
         passes = self._count or FALLBACK_PASSES

@@ -1,4 +1,4 @@
-"""ProbCover: label samples whose neighborhoods cover the most of what is not covered yet; for the first few labels.
+"""ProbCover: label samples whose neighborhoods contain most uncovered samples; for the first few labels.
 
 Passes per sample: 1, for the labeled part too. Suits any task with clusters in feature space. Memory: D numbers per
 sample.
@@ -21,7 +21,7 @@ class ProbCoverAcquisition(Acquisition):
 
     $i_t = \arg\max_i |\{ j : \| h(x_i) - h(x_j) \| \le \delta \} \setminus \text{covered}|$
 
-    Features of a network trained without labels serve best: pass `features=` of such a backbone.
+    Features of a network trained without labels work best: pass `features=` of such a backbone.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
@@ -78,11 +78,11 @@ class ProbCoverAcquisition(Acquisition):
             )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: the directions of its features."""
+        """Return the features of a batch, scaled to length 1."""
         return self._read.directions(batch)
 
     def select(self, query: Query) -> list[int]:
-        """Cover as much as possible with each pick."""
+        """Choose greedily the sample that covers most uncovered ones."""
         assert query.labeled is not None
         radius = self.radius
         if radius is None:

@@ -79,7 +79,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         super().__init__(query_size)
         if members < 2:
             raise ValueError(
-                f"`QueryByCommitteeAcquisition(members={members})`: expected at least 2, who can disagree."
+                f"`QueryByCommitteeAcquisition(members={members})`: expected at least 2 members, which can disagree."
             )
         if disagreement not in get_args(Disagreement):
             raise ValueError(
@@ -90,7 +90,7 @@ class QueryByCommitteeAcquisition(Acquisition):
             _check_files(checkpoints)
             if bootstrap or not reinitialize:
                 raise ValueError(
-                    f"`QueryByCommitteeAcquisition(reinitialize={reinitialize}, bootstrap={bootstrap})` say how "
+                    f"`QueryByCommitteeAcquisition(reinitialize={reinitialize}, bootstrap={bootstrap})` set how "
                     "members are trained, which those from `checkpoints` are already: leave them out."
                 )
         self.checkpoints = checkpoints
@@ -109,7 +109,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         self._start = copy_untrained(pl_module) if trains_members else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the copy."""
+        """Free the copy."""
         self._start = None
 
     def prepare(self, context: QueryContext) -> None:
@@ -128,7 +128,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         self._committee = [fitted, *(copy_to_device_of(module, weights) for weights in other_members)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: (B, 2) disagreement, and entropy of the consensus."""
+        """Return (B, 2) the disagreement on each sample of a batch, and the entropy of the consensus."""
         passes = list(weight_passes(predictor, batch, self._committee))
         consensus = predictive_entropy(passes)
         if self.disagreement == "consensus_entropy":
@@ -137,11 +137,11 @@ class QueryByCommitteeAcquisition(Acquisition):
         return torch.stack([disagreement, consensus], dim=1)
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
-        """Keep what may be picked."""
+        """Return the rows that may be picked."""
         return top_k(rows[:, 0], budget, ties=rows[:, 1])
 
     def select(self, query: Query) -> list[int]:
-        """Choose where the members disagree most; among equals, where their consensus is least sure."""
+        """Choose the largest disagreement; ties go to the largest entropy of the consensus."""
         return query.pick(top_k(query.pool[:, 0], query.budget, ties=query.pool[:, 1]))
 
     def score(self, rows: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         rank_zero_info(f"QueryByCommitteeAcquisition: member {member + 1} of {self.members} trains.")
         entropy = (RandomStream.TRAINING, context.seed, context.cycle, member)
         weights = train_member(start, trainer, entropy, fresh=self.reinitialize, bootstrap=self.bootstrap)
-        # processes train alike, but kernels on a GPU may round each time in another order
+        # processes train the same way, but GPU kernels may round in another order each time
         broadcast: dict[str, Tensor] = trainer.strategy.broadcast(weights)
         return broadcast
 

@@ -1,6 +1,6 @@
 """Random: label a random part of the pool, the baseline that every strategy has to beat.
 
-Passes per sample: none; the pool is not even read.
+Passes per sample: none; the pool is not read.
 """
 
 from typing import Any
@@ -35,9 +35,9 @@ class RandomAcquisition(Acquisition):
         self.seed = seed
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure nothing: a row without columns per sample."""
+        """Return a row without columns per sample."""
         return predictor(batch).flatten(1)[:, :0]
 
     def select(self, query: Query) -> list[int]:
-        """Draw without replacement."""
+        """Draw samples without replacement."""
         return query.pick(torch.randperm(len(query.indices), generator=query.generator)[: query.budget])

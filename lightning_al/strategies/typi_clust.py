@@ -22,19 +22,19 @@ class TypiClustAcquisition(Acquisition):
     $\text{typicality}(x) = \Big(\tfrac{1}{k} \sum_{x' \in k\text{-NN}(x)} \| h(x) - h(x') \|\Big)^{-1}$
 
     With few labels an uncertainty is a guess, and typical samples teach more than borderline ones. Features of a
-    network trained without labels serve best: pass `features=` of such a backbone.
+    network trained without labels work best: pass `features=` of such a backbone.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         features: Name of the module whose output is h; None takes the input of the last linear layer. Features are
             scaled to length 1.
-        max_clusters: Upper bound on the number of clusters, which is that of labeled and queried samples.
+        max_clusters: Upper bound on the number of clusters, which is the number of labeled and queried samples.
         neighbors: k, at least 1.
         seed: Seed of the clustering; None takes the datamodule's.
 
     Raises:
         ValueError: If an argument is out of range or no features are found.
-        ModuleNotFoundError: Without scikit-learn, whose k-means it is.
+        ModuleNotFoundError: Without scikit-learn, whose k-means is used.
 
     Cost: one forward pass per candidate and per labeled sample; k-means over all of them.
 
@@ -75,11 +75,11 @@ class TypiClustAcquisition(Acquisition):
         )  # scikit-learn takes no more
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: the directions of its features."""
+        """Return the features of a batch, scaled to length 1."""
         return self._read.directions(batch)
 
     def select(self, query: Query) -> list[int]:
-        """Choose from the clusters with the fewest labels."""
+        """Choose the most typical samples of the clusters with the fewest labels."""
         assert query.labeled is not None
         rows = functional.typiclust(
             query.pool,

@@ -24,7 +24,7 @@ class VariationRatioAcquisition(Acquisition):
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
-        passes: K draws of dropout, at least 2; the score takes no more than K values.
+        passes: K draws of dropout, at least 2; the score has at most K values.
         seed: Seed of the draws; None takes the datamodule's.
 
     Raises:
@@ -49,21 +49,21 @@ class VariationRatioAcquisition(Acquisition):
         self.seed = seed
 
     def prepare(self, context: QueryContext) -> None:
-        """Fix the draws."""
+        """Check for dropout, and seed the draws."""
         check_dropout("VariationRatioAcquisition", context.predictor, context.batch)
         self._draws = [(RandomStream.DROPOUT, context.seed, context.cycle, step) for step in range(self.passes)]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch: the share of dissenting votes, and what decides a tie."""
+        """Return (B, 2) the share of dissenting votes, and the entropy that breaks ties."""
         passes = list(dropout_passes(predictor, batch, self._draws))
         return torch.stack([functional.variation_ratio(passes), functional.predictive_entropy(passes)], dim=1)
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
-        """Keep the best of each process."""
+        """Return the rows that may be picked."""
         return functional.top_k(rows[:, 0], budget, ties=rows[:, 1])
 
     def select(self, query: Query) -> list[int]:
-        """Choose by votes first."""
+        """Choose the largest share of dissenting votes; ties go to the largest entropy."""
         return query.pick(functional.top_k(query.pool[:, 0], query.budget, ties=query.pool[:, 1]))
 
     def score(self, rows: Tensor) -> Tensor:

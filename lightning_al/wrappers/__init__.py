@@ -1,4 +1,4 @@
-"""One file per wrapper: an acquisition that changes what another one does, whichever that is."""
+"""One file per wrapper: an acquisition that changes the query of any other one."""
 
 from lightning_al.wrappers.mixture import Mixture
 from lightning_al.wrappers.once_per_group import OncePerGroup

@@ -1,4 +1,4 @@
-"""Hooks of Lightning that reach the acquisitions inside a wrapper, whatever they are called."""
+"""Forward all hooks of Lightning to the acquisitions inside a wrapper."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ from lightning_al.acquisition.contract import Acquisition
 
 WrapperT = TypeVar("WrapperT", bound=type[Acquisition])
 
-# the query itself is the wrapper's, and so are the properties of a callback
+# the wrapper runs the query itself, and has its own state
 _NOT_FORWARDED = ("on_fit_end", "state_key", "state_dict", "load_state_dict")
 FORWARDED_HOOKS = tuple(
     name
@@ -21,8 +21,8 @@ FORWARDED_HOOKS = tuple(
 def forward_lightning_hooks(get_inner: Callable[[Any], Sequence[Acquisition]]) -> Callable[[WrapperT], WrapperT]:
     """Return a class decorator: each hook of Lightning runs on the wrapper, then on every acquisition that it holds.
 
-    Lightning calls the wrapper only, so an acquisition that needs a hook, today's or that of a later version, would
-    miss it inside a wrapper that forwards a list of names. States are saved and restored together.
+    Lightning calls the wrapper only, so an acquisition inside would miss a hook, also one of a later version, if the
+    wrapper forwarded a fixed list of names. States are saved and restored together.
 
     Args:
         get_inner: Returns the acquisitions that an instance holds.
@@ -54,5 +54,5 @@ def _forwarded(hook: Callable[..., None], name: str, get_inner: Callable[[Any], 
         for acquisition in get_inner(self):
             getattr(acquisition, name)(*args, **kwargs)
 
-    run.__name__, run.__doc__ = name, f"Run `{name}` of the wrapper, then of what it holds."
+    run.__name__, run.__doc__ = name, f"Run `{name}` of the wrapper, then of each acquisition inside."
     return run

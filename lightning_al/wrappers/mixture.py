@@ -1,4 +1,4 @@
-"""Several acquisitions that share a query."""
+"""Share a query between several acquisitions."""
 
 import copy
 import math
@@ -20,15 +20,15 @@ from lightning_al.wrappers.wrapper import AcquisitionFactory, make_acquisition, 
 
 @forward_lightning_hooks(lambda mixture: mixture.parts)
 class Mixture(Acquisition):
-    """Let several acquisitions pick one after another, each its share of the query.
+    """Label with several acquisitions, of which each picks its share of the query, one after another.
 
-    Exploration next to exploitation: some samples that are uncertain, some that are typical or random. All measure in
-    the same pass over the data; each picks from what those before it left.
+    It combines exploitation and exploration: uncertain samples with typical or random ones. All measure in the same
+    pass over the data; each picks from the candidates that those before it did not pick.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         acquisitions: The classes of at least two acquisitions, or `functools.partial`s of them; the first picks first.
-        shares: What part of the query each of them picks, positive; they are scaled to a sum of 1. None: equal parts.
+        shares: The share of the query that each of them picks, positive; scaled to a sum of 1. None: equal shares.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -66,14 +66,14 @@ class Mixture(Acquisition):
         if subsampling:
             name = type(subsampling[0]).__name__
             raise ValueError(
-                f"`Mixture(acquisitions=...)`: {name} would choose from all candidates, since all parts share one read "
+                f"`Mixture(acquisitions=...)`: {name} would pick from all candidates, since all parts share one read "
                 f"of the data. Wrap the mixture instead: {name}(..., partial(Mixture, acquisitions=[...]))."
             )
         self.needs_forward = any(part.needs_forward for part in self.parts)
         self.needs_labeled = any(part.needs_labeled for part in self.parts)
 
     def budgets(self, budget: int) -> list[int]:
-        """Split a query: whole numbers, the largest fractions rounded up, the earlier one at a tie."""
+        """Return the number of picks of each part; the largest fractions are rounded up, at a tie the earlier one."""
         shares = [1.0] * len(self.parts) if self.shares is None else self.shares
         exact = [budget * share / math.fsum(shares) for share in shares]
         counts = [math.floor(part + 1e-9) for part in exact]
@@ -83,13 +83,13 @@ class Mixture(Acquisition):
         return counts
 
     def copy_for_query(self) -> Self:
-        """Copy the parts, too."""
+        """Return a copy for one query, with copies of the parts."""
         clone = copy.copy(self)
         clone.parts = [part.copy_for_query() for part in self.parts]
         return clone
 
     def prepare(self, context: QueryContext) -> None:
-        """Let each get ready, and note the shape of its measurements."""
+        """Prepare each part, and store the shape of its measurements."""
         self._shapes: list[tuple[int, ...]] = []
         for part in self.parts:
             if not part.needs_forward:
@@ -99,16 +99,16 @@ class Mixture(Acquisition):
             self._shapes.append(tuple(part.measure_chunk(context.predictor, [context.batch]).shape[1:]))
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Measure one batch by all."""
+        """Return the measurements of a batch by all parts."""
         return self.measure_chunk(predictor, [batch])
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
-        """Measure a few batches by all, side by side."""
+        """Return the measurements of a few batches by all parts, side by side."""
         rows = [part.measure_chunk(predictor, chunk) for part in self.parts if part.needs_forward]
         return torch.cat([part.reshape(len(part), -1) for part in rows], dim=1)
 
     def select(self, query: Query) -> list[int]:
-        """Let each pick from what those before it left."""
+        """Choose with each part in turn, among the candidates that are not picked yet."""
         picks: list[int] = []
         shapes = self._shapes if self.needs_forward else [(0,)] * len(self.parts)
         ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
@@ -116,7 +116,7 @@ class Mixture(Acquisition):
             if budget:
                 remaining = query.without(picks, budget)
                 columns = slice(end - math.prod(shape), end)
-                # a seed of the part's own stands beside that of the query, which knows the cycle
+                # a part's own seed is combined with that of the query, which depends on the cycle
                 seeds = () if part.seed is None else (part.seed, query.generator.initial_seed())
                 generator = make_generator(*seeds) if seeds else query.generator
                 picks += part.select(replace(_columns(remaining, columns, shape), generator=generator))

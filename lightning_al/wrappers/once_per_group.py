@@ -1,4 +1,4 @@
-"""A bound on how many samples of one group are labeled in one query."""
+"""Limit how many samples of one group are labeled in one query."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 class OncePerGroup(Wrapper):
     """Label at most a few samples of each group: frames of one video, slices of one patient, lines of one page.
 
-    Samples of a group resemble each other, so their scores do, and the largest ones would often come from one group.
+    Samples of a group have similar content and scores, so the largest scores would often come from one group.
 
-    The other acquisition chooses; what would be too many of a group is left out, and it chooses again from the groups
-    that have room until the query is full. An acquisition that looks at the labeled part sees what it chose before.
+    The other acquisition chooses; picks above the limit of a group are dropped, and it chooses again from the other
+    groups until the query is full. For an acquisition that uses the labeled part, earlier picks count as labeled.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         acquisition: The class of the other acquisition, or a `functools.partial` of it.
         groups: The group of each sample of the dataset, in its order: a sequence of names or numbers, or a text file
             with one per line.
-        per_group: How many of a group may be labeled per query, at least 1.
+        per_group: How many samples of a group may be labeled per query, at least 1.
 
     Raises:
         ValueError: If an argument is out of range, or there are not as many groups as samples.
 
-    If the candidates have too few groups for the query, the rest is chosen beyond the bound, with a warning.
+    If the candidates have too few groups for the query, the remaining picks exceed the limit, with a warning.
 
-    Cost: that of the other acquisition, with a few more choices.
+    Cost: that of the other acquisition, with a few more selections.
 
     Example:
         >>> from lightning_al import EntropyAcquisition
@@ -58,7 +58,7 @@ class OncePerGroup(Wrapper):
         self._group_of = Path(values).read_text(encoding="utf-8").splitlines() if isinstance(values, str) else values
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse, before any training, groups of another dataset."""
+        """Raise before training if the groups are those of another dataset."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and len(self._group_of) != trainer.datamodule.pool.size:  # type: ignore[attr-defined]
             raise ValueError(
@@ -67,7 +67,7 @@ class OncePerGroup(Wrapper):
             )
 
     def select(self, query: Query) -> list[int]:
-        """Choose, leave out what is too many, and choose again."""
+        """Choose samples, drop those above the limit of a group, and choose again."""
         picks: list[int] = []
         remaining = query
         while remaining.budget:
@@ -83,7 +83,7 @@ class OncePerGroup(Wrapper):
         return picks
 
     def _rank_all(self, query: Query) -> list[int]:
-        """Return every candidate in the order in which the other acquisition would choose it."""
+        """Return all candidates in the order in which the other acquisition chooses them."""
         if len(query.indices) < 2:
             return list(query.indices)
         chosen = self.inner.select(replace(query, budget=len(query.indices) - 1))

@@ -1,4 +1,4 @@
-"""Noise on the scores of another acquisition, so that a batch repeats itself less."""
+"""Add noise to the scores of another acquisition, so that a batch has fewer near-duplicates."""
 
 import math
 from typing import Literal, get_args
@@ -15,14 +15,14 @@ Noise = Literal["power", "boltzmann", "soft_rank"]
 class StochasticBatch(Wrapper):
     """Sample a batch by the scores of another acquisition instead of taking the largest ones.
 
-    The scores change with every label, so their exact order is not to be trusted; the noise stands for what a batch
-    cannot know, and breaks up near-duplicates. On BALD with `"power"` this is PowerBALD.
+    Scores change with every label, so their exact order is unreliable within a batch; the noise models this change, and
+    separates near-duplicates. On BALD with `"power"` this is PowerBALD.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         acquisition: The class of an acquisition with one score per sample, or a `functools.partial` of it.
         noise: `"power"`, on the logarithms of non-negative scores; `"boltzmann"`, on the scores; `"soft_rank"`, on the
-            logarithms of their ranks, which suits every score.
+            logarithms of their ranks, for any score.
         temperature: Scale of the noise, positive; near 0 the largest scores are taken, far above 1 any.
 
     Raises:
@@ -57,12 +57,12 @@ class StochasticBatch(Wrapper):
         self.temperature = temperature
 
     def prepare(self, context: QueryContext) -> None:
-        """Try a batch, so that what cannot be sampled from fails before the pool is scored."""
+        """Prepare the other acquisition, and raise before the pool is scored if it has no suitable scores."""
         super().prepare(context)
         self._scores(self.inner.measure_chunk(context.predictor, [context.batch]))
 
     def select(self, query: Query) -> list[int]:
-        """Sample without replacement."""
+        """Sample candidates without replacement."""
         scores = self._scores(query.pool)
         pick = {"power": functional.power, "boltzmann": functional.boltzmann, "soft_rank": functional.soft_rank}
         rows = pick[self.noise](scores, query.budget, generator=query.generator, temperature=self.temperature)
@@ -79,6 +79,6 @@ class StochasticBatch(Wrapper):
         if self.noise == "power" and bool((scores < 0).any()):
             raise ValueError(
                 f"`StochasticBatch(acquisition={name}, noise='power')` takes logarithms of scores, got "
-                f'{scores.min().item():.4g}. Use noise="soft_rank", which looks at their order only.'
+                f'{scores.min().item():.4g}. Use noise="soft_rank", which uses their order only.'
             )
         return scores

@@ -1,4 +1,4 @@
-"""What all wrappers share: an acquisition that they hold, and to which they forward every hook but the choice."""
+"""The base of wrappers, which hold another acquisition and forward every hook to it."""
 
 import copy
 from abc import ABC
@@ -19,7 +19,7 @@ AcquisitionFactory: TypeAlias = Callable[[int | float], Acquisition]
 
 
 def make_acquisition(name: str, query_size: int | float, factory: AcquisitionFactory) -> Acquisition:
-    """Make what a wrapper holds, or say what it should have been given."""
+    """Return the acquisition inside a wrapper; raise if the argument cannot make one."""
     acquisition = None if isinstance(factory, Acquisition) or not callable(factory) else factory(query_size)
     if not isinstance(acquisition, Acquisition):
         raise ValueError(
@@ -49,13 +49,13 @@ class Wrapper(Acquisition, ABC):
         self.seed = self.inner.seed
 
     def copy_for_query(self) -> Self:
-        """Copy what is held, too."""
+        """Return a copy for one query, with a copy of the other acquisition."""
         clone = copy.copy(self)
         clone.inner = self.inner.copy_for_query()
         return clone
 
     def subsample_candidates(self, indices: Any, budget: int, generator: Any) -> Any:
-        """Let the other acquisition choose the candidates."""
+        """Return the candidates that the other acquisition measures."""
         return self.inner.subsample_candidates(indices, budget, generator)
 
     def prepare(self, context: QueryContext) -> None:
@@ -75,7 +75,7 @@ class Wrapper(Acquisition, ABC):
         return self.inner.score(rows)
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
-        """Ask for all rows, unless the choice is that of the other acquisition."""
+        """Return the rows that the other acquisition needs; None for all, if this wrapper selects otherwise."""
         return self.inner.rows_to_gather(rows, budget) if type(self).select is Wrapper.select else None
 
     def select(self, query: Query) -> list[int]:

@@ -297,7 +297,7 @@ def test_a_schedule_that_waits_for_a_plateau_gets_its_validation():
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
 
     def data():
-        return ActiveLearningDataModule(ToyDataset(), val_dataset=ToyDataset(16), initial_size=20, batch_size=8)
+        return ActiveLearningDataModule(ToyDataset(), val_dataset=ToyDataset(8), initial_size=20, batch_size=8)
 
     model, *_ = fit(Train(), model=Plateau(), data=data())
     rates = [notes["trainer"].optimizers[0].param_groups[0]["lr"] for notes in model.notes]

@@ -333,8 +333,8 @@ def test_rows_are_ranked_by_the_first_column_and_ties_by_the_second():
         ({"checkpoints": []}, "`QueryByCommitteeAcquisition(checkpoints=[])`: expected a list of at least one file"),
         ({"checkpoints": __file__}, "expected a list of at least one file"),
         ({"checkpoints": [__file__, "nowhere.ckpt"]}, "there is no file 'nowhere.ckpt'"),
-        ({"checkpoints": [__file__], "bootstrap": True}, "bootstrap=True)` say how members are trained"),
-        ({"checkpoints": [__file__], "reinitialize": False}, "(reinitialize=False, bootstrap=False)` say how"),
+        ({"checkpoints": [__file__], "bootstrap": True}, "bootstrap=True)` set how members are trained"),
+        ({"checkpoints": [__file__], "reinitialize": False}, "(reinitialize=False, bootstrap=False)` set how"),
     ],
 )
 def test_refuses_what_makes_no_committee(arguments, message):
