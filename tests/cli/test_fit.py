@@ -60,7 +60,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def start(*command, cwd=ROOT, code=0):
-    finished = run_python(*command, cwd=cwd, env={"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
+    finished = run_python(*command, cwd=cwd, env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"})
     assert finished.returncode == code, finished.stderr
     return finished
 
@@ -229,15 +229,28 @@ class Witness(Callback):
         self.fits[-1]["epochs"] = trainer.current_epoch
 
 
-@pytest.fixture
-def witnessed(toy):
-    """Three cycles with a logger, and what a callback saw of them."""
+@pytest.fixture(scope="module")
+def witnessed_run(tmp_path_factory):
+    """Three cycles with a logger: the folder, the CLI, and what a callback saw."""
     Witness.fits = []
-    config = yaml.safe_load(Path("toy.yaml").read_text())
+    config = yaml.safe_load(TOY)
     config["trainer"]["callbacks"].append({"class_path": f"{Witness.__module__}.Witness"})
     config["trainer"]["logger"] = {"class_path": "CSVLogger", "init_args": {"save_dir": ".", "name": "csv"}}
-    Path("toy.yaml").write_text(yaml.safe_dump(config))
-    return ActiveLearningCLI(args=toy), Witness.fits
+    folder = tmp_path_factory.mktemp("witnessed")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning-al"])
+        patch.chdir(folder)
+        cli = ActiveLearningCLI(args=["fit", "--config=toy.yaml", "--trainer.default_root_dir=run"])
+    return folder, cli, Witness.fits
+
+
+@pytest.fixture
+def witnessed(witnessed_run, monkeypatch):
+    """Work where those cycles left their files."""
+    folder, *cli_and_fits = witnessed_run
+    monkeypatch.chdir(folder)
+    return cli_and_fits
 
 
 def test_only_data_and_loggers_outlive_a_cycle(witnessed):
@@ -287,10 +300,11 @@ def test_each_cycle_has_its_folder_and_the_logger_one_file(witnessed):
 def test_the_seed_of_the_run_is_the_seed_of_the_data(toy):
     fast = [*toy, "--trainer.callbacks=null", "--trainer.max_epochs=1", "--cycles=1"]
     picks = {}
-    for seed in ("0", "1", "true", "false"):
+    for seed, expected in {"0": 0, "1": 1, "false": 0}.items():
         cli = ActiveLearningCLI(args=[*fast, f"--seed_everything={seed}", f"--trainer.default_root_dir=run-{seed}"])
-        assert cli.datamodule.seed == {"true": 1, "false": 0}.get(seed, int(seed) if seed.isdigit() else None)
+        assert cli.datamodule.seed == expected
         picks[seed] = picks_in(Path(f"run-{seed}"))
+    assert ActiveLearningCLI(args=["--config=toy.yaml", "--seed_everything=true"], run=False).datamodule.seed == 1
     assert picks["0"][0] != picks["1"][0]
     assert picks["0"] == picks["false"]
 

@@ -102,8 +102,11 @@ def test_an_installed_package_has_its_presets_inside(empty, monkeypatch):
 # ------------------------------------------------------------------ as arguments of `fit`
 
 
-@pytest.mark.parametrize("words", [["--config=toy.yaml", "--config=margin"], ["-c", "toy.yaml", "-c", "margin"]])
-@pytest.mark.parametrize("in_process", [True, False], ids=["args", "sys.argv"])
+@pytest.mark.parametrize(
+    ("words", "in_process"),
+    [(["--config=toy.yaml", "--config=margin"], True), (["-c", "toy.yaml", "-c", "margin"], False)],
+    ids=["args", "sys.argv"],
+)
 def test_fit_takes_a_preset_over_the_file_before_it(empty, monkeypatch, words, in_process):
     Path("toy.yaml").write_text(TOY)
     arguments = ["fit", *words, "--cycles=1", "--trainer.default_root_dir=run"]
