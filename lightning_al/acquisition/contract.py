@@ -12,8 +12,8 @@ from typing_extensions import Self
 
 from lightning_al.acquisition.agreement import check_agreement
 from lightning_al.acquisition.checks import check_before_training, check_size
-from lightning_al.acquisition.procedure import run_query, should_query
 from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.run_query import run_query, should_query
 from lightning_al.formulas.ranking import top_k
 from lightning_al.model.predictor import Predictor
 

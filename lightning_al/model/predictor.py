@@ -25,6 +25,7 @@ class Predictor:
         report_pass: Called after each of several passes over a batch, so that a progress bar can move.
 
     Example:
+        >>> import torch
         >>> predictor = Predictor(nn.Linear(3, 2))
         >>> predictor((torch.ones(5, 3), torch.zeros(5))).shape
         torch.Size([5, 2])

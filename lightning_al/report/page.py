@@ -5,8 +5,8 @@ from importlib.resources import files
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.report import charts
-from lightning_al.report.contents import comparison_table, describe_runs, summary_cards
 from lightning_al.report.groups import Group
+from lightning_al.report.run_sections import comparison_table, describe_runs, summary_cards
 
 
 def make_page(

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.acquisition.procedure import first_candidates
 from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.run_query import first_candidates
 from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
 from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor

@@ -26,6 +26,7 @@ from lightning_al import (
     RandomAcquisition,
     functional,
 )
+from lightning_al.acquisition.checks import check_before_training
 from lightning_al.acquisition.query import QueryContext
 from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.model.predictor import Predictor
@@ -367,7 +368,8 @@ def test_processes_of_their_own_need_a_pool_file(tmp_path):
     with pytest.raises(MisconfigurationException, match=message):
         acquisition.setup(trainer, ToyClassifier(), "fit")
     trainer.datamodule = make_data(pool_file=tmp_path / "pool.json")
-    acquisition.setup(trainer, ToyClassifier(), "fit")
+    trainer.datamodule.setup("fit")
+    check_before_training(acquisition, trainer, 1)
 
 
 def test_other_stages_ask_for_nothing():

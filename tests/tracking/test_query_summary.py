@@ -35,7 +35,7 @@ def seen(monkeypatch):
     """Catch what every query tells."""
     summaries = []
     monkeypatch.setattr(
-        "lightning_al.acquisition.procedure.track_query", lambda loggers, summary, folder: summaries.append(summary)
+        "lightning_al.acquisition.run_query.track_query", lambda loggers, summary, folder: summaries.append(summary)
     )
     return summaries
 

@@ -1,7 +1,7 @@
 import base64
 
-from lightning_al.report.contents import InlineMedia, comparison_table, describe_runs, summary_cards
 from lightning_al.report.groups import compare_groups, group_runs
+from lightning_al.report.run_sections import InlineMedia, comparison_table, describe_runs, summary_cards
 from tests.report.runs import readable_runs, written_query, written_run
 
 
