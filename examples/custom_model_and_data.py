@@ -1,8 +1,8 @@
 """Your own model and data, unchanged: a regression on dictionaries, with transforms and a validation set.
 
-The two classes are what a project has before it hears of active learning: batches are dictionaries, the training step
-takes its inputs from them, targets are standardized inside, `predict_step` gives them back in their unit. All that
-active learning adds is in `main`. The data are scikit-learn's 442 diabetes patients: ten measurements, and how far the
+The two classes are those of a project without active learning: batches are dictionaries, the training step takes its
+inputs from them, targets are standardized inside, `predict_step` returns them in their unit. Active learning is in
+`main` only. The data are scikit-learn's 442 diabetes patients: ten measurements, and how far the
 disease is a year later (Efron et al., Least Angle Regression, 2004).
 
     python examples/custom_model_and_data.py
@@ -65,7 +65,7 @@ class PatientsDataModule(LightningDataModule):
         return DataLoader(self.train, batch_size=16, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the loader that early stopping watches."""
+        """Return the loader for early stopping."""
         return DataLoader(self.val, batch_size=80)
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -132,7 +132,7 @@ def main() -> None:
             )
             return trainer, ProgressionModel()
 
-        # samples are scored as the validation set is read: without jitter
+        # samples are scored without jitter, like the validation set
         data = ActiveLearningDataModule(PatientsDataModule(), pool_dataset=pool(), initial_size=20)
         records = run_cycles(
             make, data, cycles=5, run_dir=Path("runs", "custom_model_and_data", name.replace(" ", "_"))

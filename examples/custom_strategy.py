@@ -2,7 +2,7 @@
 
 Entropy alone picks outliers. Information density weighs the entropy of a sample by how similar it is to all candidates:
 H(x) mean_u(cos(h(x), h(u))), after Settles and Craven, An Analysis of Active Learning Strategies for Sequence Labeling
-Tasks (2008), equation 14. The script checks what every strategy promises, then runs cycles against plain entropy.
+Tasks (2008), equation 14. The script runs the checks for every strategy, then compares cycles with plain entropy.
 
     python examples/custom_strategy.py
 """
@@ -35,7 +35,7 @@ from lightning_al.testing import check_acquisition
 
 
 class InformationDensityAcquisition(Acquisition):
-    """Label what the model is unsure of and what many other candidates are like.
+    """Label samples on which the model is unsure and which are similar to many candidates.
 
     Args:
         query_size: Samples to label per cycle.
@@ -58,7 +58,7 @@ class InformationDensityAcquisition(Acquisition):
         return torch.cat([entropy(outputs.softmax(1))[:, None], unit], dim=1)
 
     def score(self, rows: Tensor) -> Tensor:
-        """Return what is to be largest; the mean similarity to all is the similarity to their mean."""
+        """Return entropy times density; the mean similarity to all is the similarity to their mean."""
         unit = rows[:, 1:]
         density = (unit @ unit.mean(0)).clamp_min(0)
         return rows[:, 0] * density**self.beta
@@ -73,7 +73,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")  # its own use of torch
     check_acquisition(lambda: InformationDensityAcquisition(5))
-    print("InformationDensityAcquisition keeps the promises of a strategy.")
+    print("InformationDensityAcquisition passes the checks of a strategy.")
     for strategy in (EntropyAcquisition, InformationDensityAcquisition):
 
         def make(cycle: int, strategy: type[Acquisition] = strategy) -> tuple[Trainer, DigitsClassifier]:

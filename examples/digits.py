@@ -1,6 +1,6 @@
 """Scikit-learn's digits, 1,797 scans of handwritten digits of 8 x 8 pixels, and a small network for them.
 
-Neither class knows of active learning: the configuration wraps them.
+Neither class contains active learning: the configuration wraps them.
 """
 
 import torch

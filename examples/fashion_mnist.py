@@ -1,6 +1,6 @@
 """Fashion-MNIST, 70,000 pictures of clothes of 28 x 28 pixels, read from its four published files; a small network.
 
-Neither class knows of active learning: the configuration wraps them.
+Neither class contains active learning: the configuration wraps them.
 """
 
 import gzip
@@ -24,7 +24,7 @@ def read_fashion_mnist(folder: str | Path, train: bool = True) -> tuple[Tensor, 
     """Read the pictures and labels.
 
     Args:
-        folder: Where the four files lie, compressed or not (Debian's package `dataset-fashion-mnist` installs them
+        folder: The folder of the four files, compressed or not (Debian's package `dataset-fashion-mnist` installs them
             under `/usr/share/datasets`), or torchvision's root folder.
         train: The 60,000 training pictures, or the 10,000 for tests.
 
@@ -32,7 +32,7 @@ def read_fashion_mnist(folder: str | Path, train: bool = True) -> tuple[Tensor, 
         (N, 1, 28, 28) pixels and (N,) labels, both uint8.
 
     Raises:
-        FileNotFoundError: If they are not there.
+        FileNotFoundError: If a file is missing.
 
     """
     folder = Path(folder)
@@ -61,7 +61,7 @@ class FashionMNISTDataModule(LightningDataModule):
     """60,000 pictures to train on and 10,000 to test on, as published.
 
     Args:
-        folder: Where the files lie (see `read_fashion_mnist`).
+        folder: The folder of the files (see `read_fashion_mnist`).
         batch_size: Pictures per batch.
 
     """
@@ -88,8 +88,8 @@ class FashionMNISTDataModule(LightningDataModule):
 class SmallCNN(LightningModule):
     """Two 5 x 5 convolutions and two linear layers: the small network of the paper's appendix A.3.
 
-    The paper says nothing of its widths, nor of the dropout that its Bayesian baselines need. This one is narrow, so
-    that a study of many runs fits a CPU.
+    The paper does not state its widths, nor the dropout that its Bayesian baselines need. This one is narrow, so that a
+    study of many runs is possible on a CPU.
 
     Args:
         width: Channels of the first convolution.

@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
 
 
 def make(cycle: int) -> tuple[Trainer, DigitsClassifier]:
-    """Return what a cycle needs anew."""
+    """Return a fresh trainer and a fresh model for a cycle."""
     query = NoiseStabilityAcquisition(query_size=20, passes="inf")
     return Trainer(max_epochs=50, accelerator="cpu", callbacks=[query], **QUIET), DigitsClassifier()
 

@@ -65,7 +65,7 @@ def test_a_strategy_of_your_own_keeps_the_promises():
 @pytest.mark.sweep
 def test_a_strategy_of_your_own_is_checked_and_runs(tmp_path):
     checked, entropy, density = start("custom_strategy.py", folder=tmp_path).splitlines()
-    assert checked == "InformationDensityAcquisition keeps the promises of a strategy."
+    assert checked == "InformationDensityAcquisition passes the checks of a strategy."
     curves = [re.findall(r"(\d+): (0\.\d+)", line) for line in (entropy, density)]
     assert [[labels for labels, _ in curve] for curve in curves] == [["20", "40", "60", "80"]] * 2
     assert curves[0][0] == curves[1][0], "both begin with the same labels and the same network"
