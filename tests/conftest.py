@@ -1,17 +1,24 @@
 """What concerns all tests: how many examples properties get, and work that need not be repeated."""
 
-import sys
+import functools
 
 import pytest
 
 from tests.shortcuts import take_shortcuts
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    take_shortcuts()
-    if "hypothesis" in sys.modules:  # no test needs it otherwise
-        from hypothesis import settings
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    _limit_examples("not sweep" in collector.config.option.markexpr)
 
-        samples = "not sweep" in session.config.option.markexpr
-        settings.register_profile("of these tests", max_examples=10 if samples else 50, deadline=None)
-        settings.load_profile("of these tests")
+
+@functools.cache
+def _limit_examples(sampled: bool) -> None:
+    # not before: where tests are only distributed, nothing is collected, and importing this takes a second
+    from hypothesis import settings
+
+    settings.register_profile("of these tests", max_examples=10 if sampled else 100, deadline=None)
+    settings.load_profile("of these tests")
+
+
+def pytest_collection_finish() -> None:
+    take_shortcuts()

@@ -1,7 +1,7 @@
 from dataclasses import fields
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al import Query
@@ -48,7 +48,6 @@ def test_without_nothing_is_everything():
     assert query.without([], 1, others=[9, 5, 3, 2]).indices == []
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     indices=st.lists(st.integers(0, 30), unique=True, max_size=12).map(sorted),
     picked=st.sets(st.integers(0, 30)),

@@ -3,7 +3,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.integrate import trapezoid
@@ -80,7 +80,6 @@ def test_select_keeps_all_of_a_run_together():
 # ------------------------------------------------------------------ the area
 
 
-@settings(deadline=None)
 @given(curves())
 def test_the_area_is_the_trapezoid_rule_over_the_width(case):
     labels, values = case
@@ -91,7 +90,6 @@ def test_the_area_is_the_trapezoid_rule_over_the_width(case):
         np.testing.assert_allclose(area(labels, values), expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(curves(), VALUES, VALUES)
 def test_the_area_is_on_the_scale_of_the_metric(case, scale, shift):
     labels, values = case
@@ -123,7 +121,6 @@ def test_an_axis_that_does_not_fit_is_refused(labels, shape):
 # ------------------------------------------------------------------ mean and standard deviation
 
 
-@settings(deadline=None)
 @given(curves())
 def test_mean_and_sd_are_those_of_the_sample(case):
     _, values = case
@@ -141,7 +138,6 @@ def test_one_run_has_no_spread():
 # ------------------------------------------------------------------ labels to a target
 
 
-@settings(deadline=None)
 @given(curves(), VALUES)
 def test_the_target_is_reached_at_the_answer_and_at_no_earlier_point(case, target):
     labels, values = case
@@ -155,7 +151,6 @@ def test_the_target_is_reached_at_the_answer_and_at_no_earlier_point(case, targe
         assert (np.interp(grid[:-1], labels, run) <= target + 1e-6).all() or needed == labels[0]
 
 
-@settings(deadline=None)
 @given(curves(), VALUES)
 def test_an_error_is_reached_as_its_negative_is(case, target):
     labels, values = case

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,7 +15,6 @@ PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=12).map(np.ar
 P_VALUES = st.lists(st.floats(0, 1), max_size=6)
 
 
-@settings(deadline=None)
 @given(PAIRS, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_difference_is_that_of_a_paired_t_test(pairs, level):
     values, reference = pairs.T
@@ -30,7 +29,6 @@ def test_the_difference_is_that_of_a_paired_t_test(pairs, level):
     assert difference.p_value == pytest.approx(p_value, rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(PAIRS)
 def test_exchanging_the_strategies_mirrors_everything_but_the_p_value(pairs):
     values, reference = pairs.T
@@ -41,7 +39,6 @@ def test_exchanging_the_strategies_mirrors_everything_but_the_p_value(pairs):
     assert 0 <= one.p_value <= 1
 
 
-@settings(deadline=None)
 @given(PAIRS, st.lists(st.integers(-40, 40), min_size=12, max_size=12))
 def test_what_a_seed_gives_to_both_cancels(pairs, luck):
     values, reference = np.round(8 * pairs.T) / 8  # sums are exact
@@ -109,7 +106,6 @@ def closed_testing(p_values):
     ]
 
 
-@settings(deadline=None)
 @given(P_VALUES)
 def test_holm_is_the_closure_of_bonferroni(p_values):
     assert holm(p_values) == pytest.approx(closed_testing(p_values))
@@ -122,7 +118,6 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-@settings(deadline=None)
 @given(P_VALUES, st.integers(0, 6))
 def test_an_unknown_p_value_stays_unknown_and_does_not_count(p_values, place):
     place = min(place, len(p_values))
@@ -131,7 +126,6 @@ def test_an_unknown_p_value_stays_unknown_and_does_not_count(p_values, place):
     assert adjusted == holm(p_values)
 
 
-@settings(deadline=None)
 @given(st.permutations([0.001, 0.02, 0.02, 0.3, 0.9]))
 def test_holm_does_not_depend_on_the_order(p_values):
     adjusted = dict(zip(p_values, holm(p_values), strict=True))

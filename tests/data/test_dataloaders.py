@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
@@ -126,7 +126,6 @@ def test_the_collate_function_of_the_user_keeps_its_batch():
 # ---------------------------------------------------------------- batches of a rank
 
 
-@settings(max_examples=200, deadline=None)
 @given(size=st.integers(0, 60), batch_size=st.integers(1, 20), world_size=st.integers(1, 8))
 def test_the_ranks_share_the_batches_of_one_process(size, batch_size, world_size):
     single = list(ShardedBatchSampler(size, batch_size))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset, random_split
@@ -471,7 +471,6 @@ def test_a_draw_that_is_too_large_is_refused():
         draw_initial(Unreadable(range(30)), 31, generator())
 
 
-@settings(max_examples=40, deadline=None)
 @given(labels=st.lists(st.integers(-1, 4), min_size=1, max_size=40), seed=st.integers(0, 2**31), data=st.data())
 def test_a_balanced_draw_takes_the_classes_in_turns(labels, seed, data):
     count = data.draw(st.integers(1, len(labels)))

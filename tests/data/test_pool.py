@@ -125,7 +125,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestAnySequence = PoolMachine.TestCase
-TestAnySequence.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
+TestAnySequence.settings = settings(stateful_step_count=12)
 
 
 # ---------------------------------------------------------------- labeling

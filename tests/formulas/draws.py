@@ -1,8 +1,12 @@
 """Seeded draws for the tests of the selectors, and a check of how often each outcome came up."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+
+# of what is drawn, whose frequencies are compared with probabilities
+few_or_many_trials = pytest.mark.parametrize("trials", [500, pytest.param(4000, marks=pytest.mark.sweep)])
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from batchbald_redux import batchbald
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al.functional import bald, batch_bald, joint_entropy, top_k
@@ -117,7 +117,6 @@ def test_tiles_do_not_matter(monkeypatch):
     assert torch.equal(batch_bald(log_probs, 5, generator=generator()), whole)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000), samples=st.integers(1, 10), budget=st.integers(1, 12), bound=st.sampled_from([5, 200])
 )

@@ -5,14 +5,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_al.formulas import coverage, greedy
 from lightning_al.functional import k_center, kmeans_plus_plus
-from tests.formulas.draws import assert_frequencies, generator, normal
+from tests.formulas.draws import assert_frequencies, few_or_many_trials, generator, normal
 from tests.sweep import sampled
 
 seeds = st.integers(0, 2**31)
@@ -35,7 +35,6 @@ def naive_radius(points: np.ndarray, covered: np.ndarray) -> float:
 # ---------------------------------------------------------------- k-center
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     seed=seeds, total=st.integers(1, 12), width=st.integers(1, 5), known=st.integers(1, 4), budget=st.integers(1, 14)
 )
@@ -44,7 +43,6 @@ def test_k_center_equals_twin(seed, total, width, known, budget):
     assert k_center(points, budget, centers=centers).tolist() == naive_k_center(points.numpy(), budget, centers.numpy())
 
 
-@settings(max_examples=15, deadline=None)
 @given(seed=seeds, total=st.integers(1, 7), budget=st.integers(1, 3))
 def test_k_center_covers_within_twice_the_optimum(seed, total, budget):
     points, centers = normal(seed, total, 2), normal(seed + 1, 2, 2)
@@ -54,7 +52,6 @@ def test_k_center_covers_within_twice_the_optimum(seed, total, budget):
     assert radius <= 2 * min(naive_radius(x, np.vstack([known, x[list(subset)]])) for subset in subsets) + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=seeds, total=st.integers(1, 20))
 def test_k_center_permutation(seed, total):
     points, centers = normal(seed, total, 3), normal(seed + 1, 2, 3)
@@ -96,8 +93,13 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 7, 64, 256])
-@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize(
+    ("name", "candidates"),
+    sampled(
+        itertools.product(POINTS, (1, 2, 7, 64, 256)),
+        [("random", 1), ("clustered", 2), ("duplicated", 7), ("lattice", 64), ("random", 256)],
+    ),
+)
 def test_blocks_of_k_center_pick_what_the_naive_greedy_picks(monkeypatch, name, candidates):
     monkeypatch.setattr(greedy, "_CANDIDATES", candidates)
     points = POINTS[name]
@@ -128,13 +130,14 @@ def test_k_center_ignores_the_matmul_precision_and_restores_it(precision):
 # ---------------------------------------------------------------- k-means++
 
 
-@pytest.mark.parametrize("known", sampled([0, 2], [2]))
-def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known):
+@few_or_many_trials
+@pytest.mark.parametrize("known", [0, 2])
+def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known, trials):
     # The second point is close to the origin: it would hardly be drawn if the origin stayed a center.
     points = torch.tensor([[4.0, 0.0], [0.5, 0.0], [3.0, 3.0], [-1.0, 2.0]])
     centers = torch.tensor([[0.0, 1.0], [5.0, 5.0]])[:known] if known else None
     draws = generator(12)
-    pairs = np.array([kmeans_plus_plus(points, 2, generator=draws, centers=centers).tolist() for _ in range(4000)])
+    pairs = np.array([kmeans_plus_plus(points, 2, generator=draws, centers=centers).tolist() for _ in range(trials)])
 
     x = points.double().numpy()
     start = ((x[:, None] - (np.zeros((1, 2)) if centers is None else centers.numpy())) ** 2).sum(-1).min(axis=1)
@@ -144,11 +147,12 @@ def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance(known):
     assert_frequencies(np.bincount(pairs @ [4, 1], minlength=16), expected.ravel())
 
 
-@pytest.mark.parametrize("candidates", sampled([1, 3, 256], [3]))
-def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(monkeypatch, candidates):
+@few_or_many_trials
+@pytest.mark.parametrize("candidates", [1, 3, 256])
+def test_rejection_draws_the_second_and_third_pick_from_the_exact_distribution(monkeypatch, candidates, trials):
     monkeypatch.setattr(greedy, "_CANDIDATES", candidates)
     points = torch.tensor([[2.0, 0.0], [2.5, 0.5], [-1.0, 2.0], [-1.5, 2.5], [0.0, -2.0]])
-    x, trials, draws = points.double().numpy(), 3000, generator(25)
+    x, draws = points.double().numpy(), generator(25)
     picks = [tuple(kmeans_plus_plus(points, 3, generator=draws).tolist()) for _ in range(trials)]
     squared = ((x[:, None] - x) ** 2).sum(-1)
     start = (x**2).sum(-1)

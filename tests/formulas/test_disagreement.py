@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modAL import disagreement as modal
 from scipy.special import entr, rel_entr
@@ -192,7 +192,6 @@ def test_equals_baal(ours, theirs, factor, positions):
 # ---------------------------------------------------------------- properties
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=seeds, passes=st.integers(2, 6), classes=st.integers(2, 7), positions=st.integers(1, 3))
 def test_bounds_and_the_two_parts_of_the_uncertainty(seed, passes, classes, positions):
     values = make_passes(seed, passes, 8, classes, positions)
@@ -215,7 +214,6 @@ def test_bounds_and_the_two_parts_of_the_uncertainty(seed, passes, classes, posi
     torch.testing.assert_close(scores[predictive_entropy], parts, rtol=0, atol=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=seeds, passes=st.integers(2, 6), samples=st.integers(1, 9), classes=st.integers(2, 7))
 def test_permutations(seed, passes, samples, classes):
     values = make_passes(seed, passes, samples, classes, 3)
@@ -230,7 +228,6 @@ def test_permutations(seed, passes, samples, classes):
         torch.testing.assert_close(measure(values[:, :, of_classes]), scores, rtol=1e-12, atol=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=seeds, passes=st.integers(2, 9), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_identical_passes_do_not_disagree_at_all(seed, passes, dtype):
     values = make_passes(seed, 1, 6, 5, 7, dtype=dtype)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al.formulas import greedy
@@ -60,7 +60,6 @@ def test_duplicates_come_last():
     assert sorted(rows) == list(range(5))
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), size=st.integers(1, 20), budget=st.integers(1, 25), known=st.integers(1, 5))
 def test_picks_are_distinct_and_equivariant(seed, size, budget, known):
     points, centers = points_of(seed, size), points_of(seed + 1, known)

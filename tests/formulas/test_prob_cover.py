@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skactiveml.pool import ProbCover
 
@@ -102,7 +102,6 @@ def test_tiles_do_not_matter(monkeypatch):
     assert purity_radius(points, clusters=3, seed=0) == radius
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     size=st.integers(1, 20),

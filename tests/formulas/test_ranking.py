@@ -4,12 +4,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al.formulas import ranking
 from lightning_al.formulas.ranking import boltzmann, power, soft_rank, top_k
-from tests.formulas.draws import assert_frequencies, generator, normal
+from tests.formulas.draws import assert_frequencies, few_or_many_trials, generator, normal
 
 NOISY = {"power": power, "boltzmann": boltzmann, "soft_rank": soft_rank}
 
@@ -20,7 +20,6 @@ def test_top_k_breaks_ties_by_the_lower_row():
     assert top_k(torch.zeros(1000), 1000).tolist() == list(range(1000))
 
 
-@settings(max_examples=20, deadline=None)
 @given(scores=st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=20), budget=st.integers(1, 25))
 def test_top_k_equals_twin(scores, budget):
     expected = sorted(range(len(scores)), key=lambda row: -scores[row])[:budget]
@@ -30,7 +29,6 @@ def test_top_k_equals_twin(scores, budget):
 few = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
 @given(rows=few, budget=st.integers(1, 25))
 def test_second_scores_decide_among_equals(rows, budget):
     scores, ties = torch.tensor(rows, dtype=torch.float32).T
@@ -57,10 +55,11 @@ def test_errors_of_second_scores_name_them(ties, message):
         top_k(torch.zeros(3), 2, ties=ties)
 
 
+@few_or_many_trials
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_power_picks_first_in_proportion_to_a_power_of_the_score(temperature):
+def test_power_picks_first_in_proportion_to_a_power_of_the_score(temperature, trials):
     scores, noise = torch.tensor([1.0, 0.0, 2.0, 4.0]), generator(3)
-    picks = [int(power(scores, 1, generator=noise, temperature=temperature)[0]) for _ in range(4000)]
+    picks = [int(power(scores, 1, generator=noise, temperature=temperature)[0]) for _ in range(trials)]
     weights = scores.numpy() ** (1 / temperature)
     assert_frequencies(np.bincount(picks, minlength=4), weights / weights.sum())
 
@@ -78,40 +77,45 @@ def test_power_approaches_top_k_and_ignores_the_scale():
     assert torch.equal(power(scores, 20, generator=generator()), power(scores * 1e-12, 20, generator=generator()))
 
 
-def assert_drawn_without_replacement(pick, weights):
+def assert_drawn_without_replacement(pick, weights, trials):
     """Compare the first two picks with draws in proportion to the weights: the second is one of what the first left."""
     chances = weights / weights.sum()
     expected = np.outer(chances, chances) / (1 - chances[:, None])
     np.fill_diagonal(expected, 0)
     assert expected.sum() == pytest.approx(1)
     noise, size = generator(6), len(weights)
-    pairs = np.array([pick(noise).tolist() for _ in range(4000)])
+    pairs = np.array([pick(noise).tolist() for _ in range(trials)])
     assert_frequencies(np.bincount(pairs @ [size, 1], minlength=size**2), expected.ravel())
 
 
+@few_or_many_trials
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_boltzmann_draws_by_the_softmax_of_the_scores(temperature):
+def test_boltzmann_draws_by_the_softmax_of_the_scores(temperature, trials):
     scores = torch.tensor([-1.0, 0.5, 0.0, -2.0])
     assert_drawn_without_replacement(
         lambda noise: boltzmann(scores, 2, generator=noise, temperature=temperature),
         np.exp(scores.numpy() / temperature),
+        trials,
     )
 
 
+@few_or_many_trials
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_soft_rank_draws_by_a_power_of_the_rank(temperature):
+def test_soft_rank_draws_by_a_power_of_the_rank(temperature, trials):
     # of the two equal scores the lower row has the better rank
     scores = torch.tensor([-3.0, 7.0, -3.0, -2.9])
     assert_drawn_without_replacement(
         lambda noise: soft_rank(scores, 2, generator=noise, temperature=temperature),
         np.array([3, 1, 4, 2]) ** (-1 / temperature),
+        trials,
     )
 
 
-def test_power_draws_by_a_power_of_the_score():
+@few_or_many_trials
+def test_power_draws_by_a_power_of_the_score(trials):
     scores = torch.tensor([0.3, 0.1, 2.0, 1.0])
     assert_drawn_without_replacement(
-        lambda noise: power(scores, 2, generator=noise, temperature=0.7), scores.numpy() ** (1 / 0.7)
+        lambda noise: power(scores, 2, generator=noise, temperature=0.7), scores.numpy() ** (1 / 0.7), trials
     )
 
 
@@ -122,7 +126,6 @@ def test_tiny_noise_leaves_the_order_of_the_scores(name):
     assert torch.equal(pick(scores, 20, generator=generator(), temperature=1e-9), top_k(scores, 20))
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), total=st.integers(1, 30), temperature=st.floats(0.1, 10))
 def test_each_noise_ignores_what_it_says_it_ignores(seed, total, temperature):
     # multiples of 1/64, so that no shift, scale or square makes ties
@@ -136,7 +139,6 @@ def test_each_noise_ignores_what_it_says_it_ignores(seed, total, temperature):
     assert drawn(soft_rank, scores) == drawn(soft_rank, scores.exp() - 100) == drawn(power, 1 / ranks.double())
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), total=st.integers(0, 9), budget=st.integers(1, 12), repeats=st.integers(1, 3))
 @pytest.mark.parametrize("name", NOISY)
 def test_exact_count_of_distinct_rows(name, seed, total, budget, repeats):

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -14,7 +14,6 @@ def draw(seed, samples, width=5):
     return torch.randn(samples, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), samples=st.integers(2, 30))
 def test_equals_scikit_learn(seed, samples):
     features = draw(seed, samples)

@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al.functional import k_center, kmeans_plus_plus, power, top_k
@@ -19,7 +19,6 @@ SELECTORS = {
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-@settings(max_examples=20, deadline=None)
 @given(
     seed=seeds, total=st.integers(0, 9), width=st.integers(1, 4), budget=st.integers(1, 12), repeats=st.integers(1, 3)
 )

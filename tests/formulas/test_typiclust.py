@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skactiveml.pool import TypiClust
 from sklearn.cluster import KMeans
@@ -92,7 +92,6 @@ def test_points_that_coincide_are_picked_once_each():
     assert sorted(rows.tolist()) == list(range(7))
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 100), size=st.integers(1, 25), budget=st.integers(1, 30), labeled=st.integers(0, 5))
 def test_picks_are_distinct_rows_of_the_pool(seed, size, budget, labeled):
     points = torch.randn(size + labeled, 3, generator=torch.Generator().manual_seed(seed))

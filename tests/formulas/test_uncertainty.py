@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skactiveml.pool import uncertainty_scores
 from torch import Tensor
@@ -99,7 +99,6 @@ def test_dense_is_the_mean_of_its_positions(measure):
     torch.testing.assert_close(measure(probs), expected)
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=seeds, samples=st.integers(1, 12), classes=st.integers(2, 9), positions=st.integers(1, 4))
 def test_bounds(seed, samples, classes, positions):
     probs = make_probs(seed, samples, classes, positions)
@@ -112,7 +111,6 @@ def test_bounds(seed, samples, classes, positions):
         assert scores.max() <= high + 1e-14
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=seeds, samples=st.integers(1, 12), classes=st.integers(2, 9))
 def test_permutations(seed, samples, classes):
     probs = make_probs(seed, samples, classes, 3)

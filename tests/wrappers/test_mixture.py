@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 
@@ -51,7 +51,6 @@ def largest_remainders(budget, shares):
     return whole
 
 
-@settings(max_examples=200, deadline=None)
 @given(budget=st.integers(1, 10_000), shares=st.lists(st.integers(1, 1000), min_size=2, max_size=6))
 def test_shares_are_rounded_by_the_largest_remainder(budget, shares):
     for scale in (1.0, 0.1, 1 / sum(shares)):

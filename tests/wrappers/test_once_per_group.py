@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_al import (
@@ -59,7 +59,6 @@ def ranked(query):
 # ---------------------------------------------------------------- the ranking
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data(), total=st.integers(2, 14), per_group=st.integers(1, 3), kinds=st.integers(1, 8))
 def test_walks_down_the_ranking(data, total, per_group, kinds):
     indices = sorted(data.draw(st.sets(st.integers(0, 30), min_size=total, max_size=total)))
