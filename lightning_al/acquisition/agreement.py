@@ -1,4 +1,4 @@
-"""Processes agree on the pool before they train on it and before they add to it, or all of them stop."""
+"""Check that all processes have the same pool, before they train and before they label."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -9,15 +9,14 @@ from lightning_al.data.datamodule import ActiveLearningDataModule
 def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> None:
     """Raise on every process if one of them has another pool, or is in another cycle, than the first.
 
-    Nodes without a shared disk each read a pool file of their own: one would train on other labels than the next, and
-    nothing would show it.
+    Nodes without a shared disk each read their own pool file, and would train on different labels without any sign.
 
     Args:
         trainer: Its process group is set up.
         datamodule: Its pool is loaded.
 
     Raises:
-        MisconfigurationException: With what this process has and what the first one has.
+        MisconfigurationException: With the state of this process and that of the first one.
 
     Cost: one broadcast of a few bytes and one reduction; nothing on a single process.
 

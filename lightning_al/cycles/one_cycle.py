@@ -69,7 +69,7 @@ def _test(trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDa
         return {}
     results = trainer.test(model, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for result in results for name, value in result.items()}
-    # a column of the table keeps its meaning, whatever a metric is called
+    # a metric with the name of another column gets a prefix
     return {f"test/{name}" if name in BOOKKEEPING else name: value for name, value in metrics.items()}
 
 

@@ -84,7 +84,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
     """The batches of one rank: whole batches are distributed, without padding and without a shuffle.
 
     A batch has the same samples on any number of processes. Kernels may round differently for another batch size,
-    so this is what makes scores, and with them the picks, bit-identical however many processes share the work.
+    so this makes scores, and with them the picks, bit-identical on any number of processes.
 
     Args:
         size: Number of samples over all ranks.

@@ -1,4 +1,4 @@
-"""A datamodule over plain datasets, so that a dataset and a datamodule are handled alike."""
+"""A datamodule of plain datasets, so that a dataset is handled as a datamodule is."""
 
 from typing import Any
 

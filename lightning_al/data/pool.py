@@ -20,7 +20,7 @@ class Pool:
     """The labeled and the unlabeled part of a dataset, as dataset indices.
 
     Labeling number c (0 is the initial set) is what cycle c adds to its training data, so the position in
-    `history` is the cycle. One small integer per sample says where it belongs; ten million samples take 40 MB.
+    `history` is the cycle. One small integer per sample stores its cycle; ten million samples take 40 MB.
 
     Args:
         size: Number of samples of the dataset, at least 1.

@@ -233,7 +233,7 @@ def predictive_variance(passes: Iterable[Tensor]) -> Tensor:
 
 
 class _Mean:
-    """Running mean, which equal values leave as it is to the last digit."""
+    """Running mean, which equal values do not change in any digit."""
 
     def __init__(self) -> None:
         self.count = 0

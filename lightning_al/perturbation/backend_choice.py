@@ -89,7 +89,7 @@ def _has_derivatives(
     except Exception as error:  # the forward pass works, so its derivative fails
         rank_zero_warn(
             f"No derivative along the noise: {describe_failure(error)}. Noise stability takes finite differences; "
-            '`method="finite_difference"` says so without this warning.'
+            '`method="finite_difference"` does the same without this warning.'
         )
         return False
     agreement = rank_agreement(sizes, _sizes(reference, batch, seeds))

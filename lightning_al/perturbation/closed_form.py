@@ -32,8 +32,8 @@ DIRECTIONS_PER_GROUP = 2
 # Passes without a closed form: their picks overlap with those of the limit by about 0.9, see `examples/benchmarks`.
 FALLBACK_PASSES = 30
 FALLBACK_WARNING = (
-    "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number says so without this "
-    "warning."
+    "No closed form for {}: {}. Noise stability takes {} passes instead; `passes=` with a number does the same without "
+    "this warning."
 )
 
 

@@ -67,7 +67,7 @@ def noise_stability(
             differentiation in single precision or bfloat16.
         directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs
             separately, and all others together, with random signs, in the last one; `"all"` is exact.
-        compile: Run the passes through `torch.compile`, which pays for large pools.
+        compile: Run the passes through `torch.compile`, which is faster for large pools.
         seed: Seed of the noise, the same noise as that of the callback in cycle 0.
 
     Returns:

@@ -70,14 +70,14 @@ class RunFolder:
         return read_cycles(self.cycles_file)
 
     def check_records(self, records: Sequence[CycleRecord], history: Sequence[Labeling]) -> None:
-        """Refuse records that the pool contradicts, such as those beside a pool from an older backup.
+        """Raise if the pool contradicts the records, such as a pool from an older backup.
 
         Args:
             records: Those of `cycles.csv`.
             history: The labelings of `pool.json`.
 
         Raises:
-            RunRefusedError: With the row and what the pool says; or if the settings of a run with records are missing.
+            RunRefusedError: With the row and the expected values; or if the settings of a run with records are missing.
 
         """
         labeled = 0
@@ -94,7 +94,7 @@ class RunFolder:
                 )
         if records and not self.config_file.exists():
             raise RunRefusedError(
-                f"{self.path} holds finished cycles, but no {self.config_file.name} says with which settings. Restore "
+                f"{self.path} holds finished cycles, but no {self.config_file.name} with their settings. Restore "
                 "it, or set the run aside with `overwrite` (`--overwrite`)."
             )
 

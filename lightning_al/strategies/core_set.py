@@ -1,4 +1,4 @@
-"""Core-set: label samples whose features lie farthest from those of everything labeled.
+"""Core-set: label samples whose features are farthest from those of all labeled ones.
 
 Passes per sample: 1, for the labeled part too. Suits any task: outputs are not used. Memory: D numbers per sample.
 """

@@ -65,7 +65,7 @@ class NoiseStabilityAcquisition(Acquisition):
         directions: Backward passes per sample for `passes="inf"`: the most important directions of the outputs
             separately, and all others together, with random signs, in the last one; `"all"` is exact.
         seed: Seed of noise and selection; None takes the datamodule's.
-        compile: Run the passes through `torch.compile`, which pays for large pools.
+        compile: Run the passes through `torch.compile`, which is faster for large pools.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -31,7 +31,7 @@ NOTE = "wandb"
 def run_id(run_dir: str | Path, *, fresh: bool = False) -> str:
     """Return the Weights & Biases id of the run in a folder, or a new id if it has none yet.
 
-    A continued run then goes on in the same curves. `lightning-al fit` does this by itself.
+    A continued run then continues the same curves. `lightning-al fit` uses it automatically.
 
     Args:
         run_dir: The run folder.

@@ -163,7 +163,7 @@ def test_finite_differences_replace_derivatives_that_do_not_exist(method):
         backend = choose(model, batch, method=method)
     assert type(backend) is FiniteDifferences
     expected = noise_stability(model, [batch, batch[:3]], method="finite_difference")
-    with pytest.warns(UserWarning, match=r"`method=\"finite_difference\"` says so without this warning"):
+    with pytest.warns(UserWarning, match=r"`method=\"finite_difference\"` does the same without this warning"):
         scores = noise_stability(model, [batch, batch[:3]], method=method)
     assert (expected > 0).all()
     assert torch.equal(scores, expected)

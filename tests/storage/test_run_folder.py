@@ -172,5 +172,5 @@ def test_records_that_the_pool_contradicts_are_refused(begun, records, sizes, ro
 
 def test_records_without_settings_are_refused(begun):
     begun.config_file.unlink()
-    with pytest.raises(ValueError, match=r"holds finished cycles, but no config\.yaml says with which settings"):
+    with pytest.raises(ValueError, match=r"holds finished cycles, but no config\.yaml with their settings"):
         begun.check_records([record(0, 10, 5)], labelings(10, 5))
