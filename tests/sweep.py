@@ -1,5 +1,6 @@
 """Parameters of which `make test` takes a sample, and `make test-all` and the GitHub workflow take all."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -30,3 +31,17 @@ def sampled(cases: Iterable[Any], fast: Collection[Any] | Callable[[Any], bool])
 
 def _swept(case: Any) -> Any:
     return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.sweep)
+
+
+# of distributions, scopes and whether the magnitude is relative: each pair of values occurs at least once
+NOISES = sampled(
+    itertools.product(("gaussian", "uniform", "laplace"), ("global", "tensor"), (True, False)),
+    [
+        ("gaussian", "global", True),
+        ("gaussian", "tensor", False),
+        ("uniform", "global", False),
+        ("uniform", "tensor", True),
+        ("laplace", "global", True),
+        ("laplace", "tensor", False),
+    ],
+)

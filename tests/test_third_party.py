@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from lightning.pytorch.demos.transformer import LightningTransformer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
-from torch_uncertainty import routines as torch_uncertainty
 from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -43,6 +43,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def torch_uncertainty() -> ModuleType:
+    from torch_uncertainty import routines  # where tests are only collected, its import would take as long as they do
+
+    return routines
 
 
 @pytest.fixture
@@ -247,7 +254,6 @@ def test_torchvision_segmentation(fit):
     by_hand(data, model, images, lambda model, images: model(images)["out"], magnitude=1e-2)
 
 
-@pytest.mark.sweep
 def test_confined_noise_and_a_frozen_backbone(fit):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -274,7 +280,7 @@ def mlp(outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, outputs))
 
 
-def test_torch_uncertainty_classification_routine(fit):
+def test_torch_uncertainty_classification_routine(fit, torch_uncertainty):
     net = mlp(10)
     routine = torch_uncertainty.ClassificationRoutine(
         model=net, num_classes=10, loss=nn.CrossEntropyLoss(), optim_recipe=torch.optim.Adam(net.parameters(), 1e-2)
@@ -285,7 +291,7 @@ def test_torch_uncertainty_classification_routine(fit):
     by_hand(data, net, points)
 
 
-def test_torch_uncertainty_regression_routine(fit):
+def test_torch_uncertainty_regression_routine(fit, torch_uncertainty):
     net = mlp(1)
     routine = torch_uncertainty.RegressionRoutine(
         model=net, output_dim=1, loss=nn.MSELoss(), optim_recipe=torch.optim.Adam(net.parameters(), 1e-2)
@@ -300,8 +306,7 @@ def test_torch_uncertainty_regression_routine(fit):
     by_hand(data, net, points, output="identity")
 
 
-@pytest.mark.sweep
-def test_an_ensemble_routine_is_shown_three_ways_out(fit):
+def test_an_ensemble_routine_is_shown_three_ways_out(fit, torch_uncertainty):
     # an ensemble's forward stacks the answers of its members along the batch
     class Members(nn.Module):
         def __init__(self) -> None:
@@ -342,7 +347,7 @@ class Witness(Callback):
         self.seen = module_picture(pl_module)
 
 
-def test_the_module_is_bit_identical_where_metrics_and_buffers_are_many(fit):
+def test_the_module_is_bit_identical_where_metrics_and_buffers_are_many(fit, torch_uncertainty):
     net = mlp(10)
     routine = torch_uncertainty.ClassificationRoutine(
         model=net, num_classes=10, loss=nn.CrossEntropyLoss(), optim_recipe=torch.optim.Adam(net.parameters(), 1e-2)

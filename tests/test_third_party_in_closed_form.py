@@ -11,7 +11,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from torch_uncertainty import routines as torch_uncertainty
 from torchmetrics.functional import spearman_corrcoef
 from torchvision.models import VisionTransformer, mobilenet_v2, resnet18
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -49,6 +48,8 @@ def of_config(name: str, **sizes: Any) -> nn.Module:
 
 
 def routine(outputs: int) -> nn.Module:
+    from torch_uncertainty import routines as torch_uncertainty
+
     net = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, outputs))
     if outputs == 1:
         return torch_uncertainty.RegressionRoutine(model=net, output_dim=1, loss=nn.MSELoss())
@@ -149,6 +150,8 @@ def test_segmentation_is_refused_with_a_way_out():
 
 
 def test_a_routine_is_scored_within_a_fit(tmp_path):
+    from torch_uncertainty import routines as torch_uncertainty
+
     net = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 10))
     model = torch_uncertainty.ClassificationRoutine(
         model=net, num_classes=10, loss=nn.CrossEntropyLoss(), optim_recipe=torch.optim.Adam(net.parameters(), 1e-2)

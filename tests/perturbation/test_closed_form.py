@@ -1,4 +1,3 @@
-import itertools
 import math
 from functools import partial
 
@@ -15,6 +14,7 @@ from tests.perturbation.jacobian_twin import VARIANCE, names_of, sample_jacobian
 from tests.perturbation.networks import NETWORKS, POINTS, made, mlp, normal
 from tests.perturbation.scored import assert_exact, closed_form, flags, picture_of, scores_of
 from tests.snapshot import random_picture
+from tests.sweep import NOISES
 
 
 def logits(outputs):
@@ -30,11 +30,8 @@ def test_every_network_equals_the_jacobian(name):
     assert_exact(scores, twin(model, inputs, scope="tensor", call=logits))
 
 
-OPTIONS = list(itertools.product(("gaussian", "uniform", "laplace"), ("global", "tensor"), (True, False)))
-
-
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
-@pytest.mark.parametrize(("distribution", "scope", "relative"), OPTIONS)
+@pytest.mark.parametrize(("distribution", "scope", "relative"), NOISES)
 def test_every_noise_and_output_equals_the_jacobian(distribution, scope, relative, output):
     model = made(mlp)
     options = {"distribution": distribution, "scope": scope, "relative": relative, "output": output, "magnitude": 0.02}

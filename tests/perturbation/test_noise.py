@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lightning_al.numerics.seeding import make_generator
 from lightning_al.perturbation.noise import Noise, noisy_parameters
+from tests.sweep import NOISES
 
 DISTRIBUTIONS = ("gaussian", "uniform", "laplace")
 
@@ -152,11 +153,10 @@ def test_impossible_noise_is_refused(options, message):
         Noise(**options)
 
 
-@pytest.mark.parametrize("relative", [True, False])
-@pytest.mark.parametrize("scope", ["global", "tensor"])
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_the_variances_are_those_of_what_is_drawn(distribution, scope, relative):
-    parameters, draws = [3 * torch.ones(4, 2), torch.full((15,), 0.2), torch.ones(())], 2_000
+@pytest.mark.parametrize("draws", [500, pytest.param(2000, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(("distribution", "scope", "relative"), NOISES)
+def test_the_variances_are_those_of_what_is_drawn(distribution, scope, relative, draws):
+    parameters = [3 * torch.ones(4, 2), torch.full((15,), 0.2), torch.ones(())]
     noise = Noise(0.1, relative, distribution, scope)
     generator = make_generator(6)
     squares = torch.zeros(3)

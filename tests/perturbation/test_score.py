@@ -26,6 +26,7 @@ from lightning_al.perturbation.noise import Noise
 from lightning_al.scoring.memory import MemoryLimit
 from tests.noise_stability_twin import twin
 from tests.snapshot import module_picture, random_picture
+from tests.sweep import NOISES, sampled
 
 # the function of the same name hides its module from an ordinary import
 implementation = sys.modules["lightning_al.perturbation.score"]
@@ -239,11 +240,10 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: Tensor | float) ->
 
 # ---------------------------------------------------------------- the twin
 
-OPTIONS = list(itertools.product(("gaussian", "uniform", "laplace"), ("global", "tensor"), (True, False)))
 INNER_OPTIONS = list(itertools.product(("squared", "l2"), ("softmax", "sigmoid", "identity"), (None, ["head"]), (1, 3)))
 
 
-@pytest.mark.parametrize(("distribution", "scope", "relative"), OPTIONS)
+@pytest.mark.parametrize(("distribution", "scope", "relative"), NOISES)
 def test_every_option_equals_the_twin_in_double_precision(distribution, scope, relative):
     model, batches = make("mlp", torch.float64)
     seen = []
@@ -285,7 +285,7 @@ def rounding_bound(model: MLP, inputs: Tensor, output: str) -> Tensor:
     return 2 * (stretch * 1.1 * (growth - 1) * size.norm(dim=1) + own * HALF_ULP)
 
 
-@pytest.mark.parametrize(("distribution", "scope", "relative"), OPTIONS)
+@pytest.mark.parametrize(("distribution", "scope", "relative"), NOISES)
 def test_every_option_equals_the_twin_in_single_precision(distribution, scope, relative):
     model, batches = make("mlp")
     for norm, output in itertools.product(("squared", "l2"), ("softmax", "sigmoid", "identity")):
@@ -382,7 +382,7 @@ def test_a_linear_model_has_the_expected_score(distribution):
     R = 1/K sum_kc d_kc^2 averages over K and adds up C independent terms: E[R] = C s, Var[R] = C s^2 (2 + q rho) / K,
     so that the relative standard deviation is sqrt((2 + q rho) / (K C)). Five of them fail once in a million draws.
     """
-    passes, outputs, magnitude = 3000, 4, 0.05
+    passes, outputs, magnitude = 1000, 4, 0.05
     model = nn.Linear(6, outputs).double()
     inputs = normal(8, 6, dtype=torch.float64)
     scores = noise_stability(
@@ -401,7 +401,7 @@ def test_a_linear_model_has_the_expected_score(distribution):
     deviation = torch.sqrt((2 + EXCESS_KURTOSIS[distribution] * rho) / (passes * outputs))
     assert_close(scores, expected, 5 * deviation * expected)
     # the first pass alone would not do: the mean over the passes is what is right
-    assert (deviation < 0.02).all()
+    assert (deviation < 0.03).all()
 
 
 # torch's own use of its own TorchScript, at the first forward-mode derivative
@@ -640,7 +640,7 @@ def test_inference_mode_around_the_call_changes_nothing():
         assert torch.equal(noise_stability(model, batches), expected)
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "encoder"])
+@pytest.mark.parametrize("name", sampled(["mlp", "conv", "encoder"], ["conv"]))
 def test_a_compiled_model_gets_the_same_scores(name):
     model, batches = make(name, torch.float64)
     expected = noise_stability(model, batches)

@@ -9,7 +9,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import TensorDataset
-from torch_uncertainty.routines import ClassificationRoutine
 
 from lightning_al import ActiveLearningDataModule, EntropyAcquisition, run_cycles
 from lightning_al.numerics.seeding import seeded
@@ -115,6 +114,8 @@ def test_dense_scores_are_means_over_the_positions():
 
 
 def test_a_routine_that_nobody_here_wrote(tmp_path):
+    from torch_uncertainty.routines import ClassificationRoutine
+
     net = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
     routine = ClassificationRoutine(
         model=net, num_classes=4, loss=nn.CrossEntropyLoss(), optim_recipe=torch.optim.Adam(net.parameters(), 0.02)

@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import TensorDataset
-from torch_uncertainty.routines import ClassificationRoutine
 
 from lightning_al import ActiveLearningDataModule, EntropyAcquisition, run_cycles
 from lightning_al.acquisition.query import Query
@@ -243,6 +242,8 @@ def test_dense_scores_are_means_over_the_positions(disagreement):
 
 
 def test_a_routine_that_nobody_here_wrote(tmp_path, monkeypatch):
+    from torch_uncertainty.routines import ClassificationRoutine
+
     committee = []
     prepare = QueryByCommitteeAcquisition.prepare
 
