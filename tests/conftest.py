@@ -20,5 +20,6 @@ def _limit_examples(sampled: bool) -> None:
     settings.load_profile("of these tests")
 
 
-def pytest_collection_finish() -> None:
-    take_shortcuts()
+@pytest.fixture(scope="module", autouse=True)
+def _shortcuts() -> None:
+    take_shortcuts()  # for each module, since the tests before it have imported more

@@ -1,30 +1,26 @@
-import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 
 from lightning_al.storage.run_folder import RunRefusedError
 from lightning_al.storage.run_lock import locked_run
+from tests.python_process import SERVER
 
-ROOT = Path(__file__).parents[2]
-HOLD = """
-import sys, time
-from pathlib import Path
-from lightning_al.storage.run_lock import locked_run
-with locked_run(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+
+def hold(folder, connection):
+    with locked_run(folder):
+        connection.send("held")
+        time.sleep(60)
 
 
 def test_a_second_process_is_refused_with_the_name_of_the_first_and_a_dead_one_holds_nothing(tmp_path):
     folder = tmp_path / "runs" / "one"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    receiver, sender = SERVER.Pipe(duplex=False)
+    holder = SERVER.Process(target=hold, args=(folder, sender))
+    holder.start()
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert receiver.recv() == "held"
         with (
             pytest.raises(RunRefusedError, match=rf"belongs to process {holder.pid} on {socket.gethostname()}\. Wait"),
             locked_run(folder),
@@ -33,8 +29,8 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_and_a_dead_one_h
         with locked_run(tmp_path / "runs" / "two"):  # another folder is another run
             pass
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
+        holder.kill()
+        holder.join()
     with locked_run(folder):
         pass
 
