@@ -4,7 +4,14 @@ import functools
 
 import pytest
 
+from tests.python_process import start_server
 from tests.shortcuts import take_shortcuts
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # of several processes each has one, but for that which only distributes the tests
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        start_server()
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

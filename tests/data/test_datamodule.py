@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import pickle
 import re
 from array import array
@@ -33,7 +34,6 @@ from lightning_al.data.dataloaders import PoolBatch
 from lightning_al.data.fingerprint import fingerprint
 from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist
-from tests.python_process import SERVER
 
 STAGES = ("fit", "validate", "test", "predict")
 
@@ -396,7 +396,7 @@ def test_another_process_sees_the_same_split_and_pool():
     expected = describe_split(data)
     data.pool.label([data.pool.unlabeled[0]], strategy="me")
     fresh = ActiveLearningDataModule(Splitting(), initial_size=6)
-    with SERVER.Pool(1) as process:
+    with multiprocessing.get_context("fork").Pool(1) as process:
         assert process.apply(describe_split, (fresh,)) == expected
         labeled, indices, *_ = process.apply(describe_split, (data,))
     assert indices == list(data.pool.unlabeled) == expected[1][1:]

@@ -1,6 +1,9 @@
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +22,6 @@ from lightning_al.data.fingerprint import differing_samples, fingerprint
 from lightning_al.data.initial_labels import check_initial_size, class_labels, draw_initial
 from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist, write_voc_segmentation
-from tests.python_process import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,10 +267,29 @@ def fingerprints():
     return {kind: fingerprint(make(list(range(8)))) for kind, make in KINDS.items()}
 
 
-def test_fingerprints_are_the_same_in_another_process():
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [
+        ("tensors", "2ade2be17853a528"),
+        ("dicts", "88aeec605f544d7b"),
+        ("nested", "12ca14717fe30386"),
+        ("numpy", "de07520da8642f53"),
+        ("objects", "1d4edb3446afa02e"),
+        ("strings", "d6de3bd2eb19c1f4"),
+        ("bytes", "77a98f2aa5a822eb"),
+    ],
+)
+def test_fingerprints_are_those_in_the_files_of_earlier_runs(kind, digest):
+    assert fingerprint(KINDS[kind](list(range(8)))) == digest
+
+
+@pytest.mark.sweep
+def test_fingerprints_are_the_same_where_strings_have_other_hashes():
     script = "import json; from tests.data.test_datasets import fingerprints; print(json.dumps(fingerprints()))"
-    finished = run_python("-c", script)  # whose strings have other hashes
-    assert finished.returncode == 0, finished.stderr
+    environment = {**os.environ, "PYTHONHASHSEED": "271828"}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert json.loads(finished.stdout.splitlines()[-1]) == fingerprints()
 
 

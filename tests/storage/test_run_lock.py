@@ -1,3 +1,4 @@
+import multiprocessing
 import socket
 import time
 
@@ -5,7 +6,6 @@ import pytest
 
 from lightning_al.storage.run_folder import RunRefusedError
 from lightning_al.storage.run_lock import locked_run
-from tests.python_process import SERVER
 
 
 def hold(folder, connection):
@@ -16,8 +16,9 @@ def hold(folder, connection):
 
 def test_a_second_process_is_refused_with_the_name_of_the_first_and_a_dead_one_holds_nothing(tmp_path):
     folder = tmp_path / "runs" / "one"
-    receiver, sender = SERVER.Pipe(duplex=False)
-    holder = SERVER.Process(target=hold, args=(folder, sender))
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    holder = context.Process(target=hold, args=(folder, sender))
     holder.start()
     try:
         assert receiver.recv() == "held"
