@@ -1,50 +1,20 @@
 """Checks before training, so that a fit that could not end in a query does not start."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_al.acquisition.query_options import QueryOptions
+from lightning_al.acquisition.candidates import subsample
+from lightning_al.acquisition.query_options import NO_BEST_WEIGHTS, QueryOptions
 from lightning_al.data.datamodule import ActiveLearningDataModule
-from lightning_al.numerics.seeding import RandomStream, make_generator
 
 if TYPE_CHECKING:
     from lightning_al.acquisition.contract import Acquisition
 
 SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-NO_BEST_WEIGHTS = (
-    "`{}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` saved any. Add one with "
-    "`monitor=`, or use ckpt='last'."
-)
-
-
-def check_size(argument: str, size: int | float, of: str) -> int | float:
-    """Return a number of samples as an int, or a share as a float.
-
-    Args:
-        argument: The argument with its value, for the message.
-        size: A number of Python, NumPy or torch.
-        of: The total that a share refers to, for the message.
-
-    Raises:
-        ValueError: If it is neither a whole number of at least 1 nor a share in (0, 1].
-
-    """
-    number: Any = size
-    if getattr(number, "ndim", None) == 0:  # a number of NumPy or torch
-        number = number.item()
-    is_share = isinstance(number, float) and 0 < number <= 1
-    is_count = isinstance(number, int) and not isinstance(number, bool) and number >= 1
-    if not (is_share or is_count):
-        raise ValueError(
-            f"{argument}: expected a number of samples (int, at least 1) or a share of {of} (float in (0, 1])."
-        )
-    checked: int | float = number
-    return checked
 
 
 def check_before_training(acquisition: "Acquisition", trainer: Trainer, num_acquisitions: int) -> None:
@@ -93,10 +63,7 @@ def _check_candidates(acquisition: "Acquisition", datamodule: ActiveLearningData
     budget = acquisition.budget(pool.size)
     if budget >= pool.num_unlabeled:  # the last query takes all that is left
         return
-    candidates: Sequence[int] = datamodule.candidate_indices()
-    seed = datamodule.seed if acquisition.seed is None else acquisition.seed
-    generator = make_generator(RandomStream.SUBSAMPLING, seed, pool.cycle)
-    count = len(acquisition.subsample_candidates(candidates, budget, generator))
+    count = len(subsample(acquisition, datamodule, datamodule.candidate_indices(), budget))
     if count <= budget:
         raise MisconfigurationException(
             f"`{type(acquisition).__name__}(query_size={size})`: {budget} samples are to be picked from {count} "

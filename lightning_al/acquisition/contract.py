@@ -11,9 +11,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.acquisition.agreement import check_agreement
-from lightning_al.acquisition.checks import check_before_training, check_size
+from lightning_al.acquisition.checks import check_before_training
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.run_query import run_query, should_query
+from lightning_al.data.sizes import check_size, resolve_size
 from lightning_al.formulas.ranking import top_k
 from lightning_al.model.predictor import Predictor
 
@@ -48,8 +49,7 @@ class Acquisition(Callback, ABC):
 
     def budget(self, dataset_size: int) -> int:
         """Return how many samples a query labels, for a dataset of this size."""
-        size = self.query_size
-        return size if isinstance(size, int) else max(1, round(size * dataset_size))
+        return resolve_size(self.query_size, dataset_size)
 
     def copy_for_query(self) -> Self:
         """Return a copy for one query, so that what `prepare` stores on it is dropped afterwards."""

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_al.model.checkpoint import load_weights
+
+NO_BEST_WEIGHTS = (
+    "`{}` should score with the best weights (ckpt='best'), but no `ModelCheckpoint` saved any. Add one with "
+    "`monitor=`, or use ckpt='last'."
+)
 
 
 @dataclass(eq=False)
@@ -29,3 +37,22 @@ class QueryOptions(Callback):
         """Return the options that were added to a trainer's callbacks, or the defaults."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return next((callback for callback in callbacks if isinstance(callback, cls)), cls())
+
+    def load_weights(self, name: str, trainer: Trainer, module: LightningModule) -> None:
+        """Load the weights that score into a module, which has those of the last step.
+
+        Args:
+            name: The strategy, for the message.
+            trainer: The trainer that has just finished fitting.
+            module: A module of the trainer's architecture.
+
+        Raises:
+            MisconfigurationException: If the best weights are asked for and none were saved.
+
+        """
+        if self.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
+            return
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if not path:
+            raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
+        load_weights(module, path, trusted=self.trust_checkpoints)

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_al.acquisition.agreement import check_agreement
-from lightning_al.acquisition.checks import NO_BEST_WEIGHTS
+from lightning_al.acquisition.candidates import query_seed, subsample
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.data.datamodule import ActiveLearningDataModule
-from lightning_al.model.checkpoint import load_weights
 from lightning_al.model.clone import scoring_clone
 from lightning_al.model.memory_format import prefer_channels_last
 from lightning_al.model.predictor import Predictor
@@ -72,13 +70,12 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
     check_agreement(trainer, datamodule)
     options, pool, name = QueryOptions.of(trainer), datamodule.pool, type(acquisition).__name__
-    seed = datamodule.seed if acquisition.seed is None else acquisition.seed
+    seed = query_seed(acquisition, datamodule)
     budget = acquisition.budget(pool.size)
     candidates: Sequence[int] = datamodule.candidate_indices()
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         candidates = candidates[: budget + 1]
-    generator = make_generator(RandomStream.SUBSAMPLING, seed, pool.cycle)
-    candidates = acquisition.subsample_candidates(candidates, budget, generator)
+    candidates = subsample(acquisition, datamodule, candidates, budget)
     started = time.perf_counter()
     metrics: dict[str, float] = {}
     pick_scores: list[float] | None = None
@@ -104,7 +101,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
             summary = summarize_query(
                 trainer,
                 module,
-                partial(_load_best, name, trainer, options),
+                partial(options.load_weights, name, trainer),
                 {"candidates": len(candidates), **metrics},
                 candidate_scores,
                 options.num_preview_samples,
@@ -151,7 +148,7 @@ def _measure(
     if not acquisition.needs_forward:
         return Query(torch.empty(len(candidates), 0), candidates, budget, generator)
     with scoring_clone(trainer, module) as clone:
-        _load_best(name, trainer, options, clone)
+        options.load_weights(name, trainer, clone)
         progress, transfer = Progress(trainer), make_transfer(trainer, clone)
         predictor = Predictor(clone, progress.report_pass)
         first = next(iter(datamodule.pool_dataloader(candidates[:NUM_EXAMPLES], shard=False)))
@@ -166,15 +163,6 @@ def _measure(
         labeled = sorted(datamodule.pool.labeled) if acquisition.needs_labeled else []
         labeled_rows = scoring.run(labeled, part="labeled", ranked=False).rows if labeled else None
     return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores)
-
-
-def _load_best(name: str, trainer: Trainer, options: QueryOptions, clone: LightningModule) -> None:
-    if options.ckpt == "last" or trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
-        return
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not path:
-        raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
-    load_weights(clone, path, trusted=options.trust_checkpoints)
 
 
 def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:

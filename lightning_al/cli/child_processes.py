@@ -111,7 +111,7 @@ def _kill_session(process: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP as of a closed terminal, raise KeyboardInterrupt as Ctrl-C does."""
+    """Raise KeyboardInterrupt for SIGTERM, and for SIGHUP as of a closed terminal, as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # it imports jsonargparse, whose absence `fit` explains
 
 
 class _Once(logging.Filter):
-    """Let each message of Lightning pass once: every cycle has a trainer, and each reports the hardware again."""
+    """Show each message of Lightning once: every cycle has a trainer, and each reports the hardware again."""
 
     def __init__(self) -> None:
         super().__init__()

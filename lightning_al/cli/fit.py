@@ -1,5 +1,6 @@
 """The command `lightning-al fit`: a LightningCLI whose `fit` runs all active-learning cycles."""
 
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -31,15 +32,18 @@ EPILOG = (
     f"is installed with the package: {', '.join(preset_names())}."
 )
 
+# the arguments of `run_cycles` that follow from the others
+SET_BY_FIT = {"make", "datamodule", "run_dir", "config", "may_change"}
+
 
 class ActiveLearningCLI(LightningCLI):
     """A `LightningCLI` whose `fit` runs cycles of training, querying and testing.
 
     Next to LightningCLI's own keys there are `acquisition:` (any acquisition, by `class_path`) and the arguments of
     `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `num_preview_samples`, `target`,
-    `overwrite`).
-    `data:` takes the arguments of `ActiveLearningDataModule`; its seed is `seed_everything`. `validate`, `test` and
-    `predict` are LightningCLI's. After `--config` a bare name, such as `margin`, is a preset of the package.
+    `trust_checkpoints`, `overwrite`). `data:` takes the arguments of `ActiveLearningDataModule`; its seed is
+    `seed_everything`. `validate`, `test` and `predict` are LightningCLI's. After `--config` a bare name, such as
+    `margin`, is a preset of the package.
 
     Args:
         model_class: The LightningModule; None accepts any `class_path`.
@@ -81,9 +85,7 @@ class ActiveLearningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys of active learning; an override must call it."""
         parser.add_lightning_class_args(Acquisition, "acquisition", subclass_mode=True, required=False)
-        parser.add_function_arguments(
-            run_cycles, as_group=True, skip={"make", "datamodule", "run_dir", "config", "may_change", "overwrite"}
-        )
+        parser.add_function_arguments(run_cycles, as_group=True, skip={*SET_BY_FIT, "overwrite"})
         parser.add_argument(
             "--overwrite",
             action=ActionYesNo(no_prefix="no_"),
@@ -151,23 +153,12 @@ class ActiveLearningCLI(LightningCLI):
             self._make_afresh(folder / f"cycle-{cycle:02d}", loggers)
             return self.trainer, self.model
 
-        names = (
-            "cycles",
-            "reset",
-            "pretrained",
-            "shrink",
-            "perturb",
-            "ckpt",
-            "num_preview_samples",
-            "target",
-            "trust_checkpoints",
-        )
+        names = [name for name in inspect.signature(run_cycles).parameters if name not in SET_BY_FIT]
         arguments = {name: section[name] for name in names}
         self.records = run_cycles(
             make,
             self.datamodule,
             run_dir=folder,
-            overwrite=section.overwrite,
             config=yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False))[self.subcommand],
             may_change=RESUMABLE_SETTINGS,
             **arguments,

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.data.datamodule import ActiveLearningDataModule
-from lightning_al.model.checkpoint import load_weights
 from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRecord
 
 
@@ -43,9 +42,7 @@ def run_cycle(
         raise SystemExit(128 + signal.SIGTERM) from termination
     fit_seconds = time.perf_counter() - started
     datamodule.reload_pool()  # where the fit ran in processes of its own, the labels came back through the file
-    if options.ckpt == "best":
-        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        load_weights(model, path, trusted=options.trust_checkpoints)
+    options.load_weights("run_cycles", trainer, model)
     metrics = _test(trainer, model, datamodule)
     labelings = datamodule.pool.history
     query = labelings[cycle + 1] if len(labelings) > cycle + 1 else None

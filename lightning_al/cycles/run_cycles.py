@@ -151,7 +151,7 @@ def _run(
         acquisition_callback(trainer)  # raises if there is none
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
-            return [run_cycle(trainer, model, datamodule, cycle, replace(options, ckpt="last"))]
+            return [run_cycle(trainer, model, datamodule, cycle, options)]
         if overwrite and cycle == 0:
             folder.set_aside()
         folder.write_config(config)
@@ -168,7 +168,7 @@ def _run(
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
         folder.write_records(records)
         tracker.end_cycle(trainer, records)
-        rank_zero_info(format_cycle(records[-1].to_row()))
+        rank_zero_info(format_cycle(records[-1]))
         # trainer, model and optimizer refer to each other, and would stay in memory for cycles
         del trainer, model
         gc.collect()

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Subset
 
 from lightning_al.data.batch import label_of
+from lightning_al.data.sizes import is_size, resolve_size
 
 
 def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int]:
@@ -44,8 +45,7 @@ def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float
         initial_size = initial_size.tolist()
     if isinstance(initial_size, Sequence) and not isinstance(initial_size, str):
         return list(initial_size)
-    fits = 0 < initial_size <= 1 if isinstance(initial_size, float) else type(initial_size) is int and initial_size >= 1
-    if not fits:
+    if not is_size(initial_size):
         raise ValueError(
             f"`ActiveLearningDataModule(initial_size={initial_size!r})`: expected a number of samples (int, at least "
             "1), a share of the dataset (float in (0, 1]) or a sequence of dataset indices."
@@ -74,7 +74,7 @@ def draw_initial(
     if isinstance(initial_size, list):
         return initial_size
     size = len(dataset)
-    count = initial_size if isinstance(initial_size, int) else max(1, round(initial_size * size))
+    count = resolve_size(initial_size, size)
     if count > size:
         raise ValueError(f"`ActiveLearningDataModule(initial_size={count})`: the dataset has {size} samples.")
     order: list[int] = torch.randperm(size, generator=generator).tolist()

@@ -1,13 +1,11 @@
 """The record of a finished run of a comparison, `finished.json`, written once, when the run ends."""
 
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.schema import read_json
+from lightning_al.storage.schema import read_json, write_json
 
 FILE_NAME = "finished.json"
 RUN_NAME = re.compile(r"(.+)-seed-\d+")  # the run folders of a comparison
@@ -45,7 +43,7 @@ def is_complete(run: Path) -> bool:
 
 def write_completion(run: Path, record: CompletionRecord) -> None:
     """Write the completion record of a run folder, atomically."""
-    write_atomically(run / FILE_NAME, json.dumps(asdict(record), indent=1) + "\n")
+    write_json(run / FILE_NAME, record)
 
 
 def read_completion(run: Path) -> CompletionRecord:

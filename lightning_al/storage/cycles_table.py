@@ -44,12 +44,13 @@ class CycleRecord:
 
     def to_row(self) -> CycleRow:
         """Return the columns of `cycles.csv` in order: counts, metrics, seconds."""
-        counts = {"cycle": self.cycle, "labeled": self.labeled, "queried": self.queried}
-        return {**counts, **self.metrics, **{name: getattr(self, name) for name in SECONDS}}
+        counts, seconds = ({name: getattr(self, name) for name in names} for names in (COUNTS, SECONDS))
+        return {**counts, **self.metrics, **seconds}
 
 
+COUNTS = ("cycle", "labeled", "queried")
 SECONDS = ("fit_seconds", "score_seconds", "select_seconds")
-BOOKKEEPING = ("cycle", "labeled", "queried", *SECONDS)  # the columns that are no metrics
+BOOKKEEPING = (*COUNTS, *SECONDS)  # the columns that are no metrics
 _TYPES = {column.name: column.type for column in fields(CycleRecord) if column.name != "metrics"}
 
 
@@ -60,12 +61,11 @@ def metric_names(records: Sequence[CycleRecord]) -> list[str]:
 
 def write_cycles(path: Path, records: Sequence[CycleRecord]) -> None:
     """Write one row per finished cycle, atomically."""
-    rows = [record.to_row() for record in records]
     metrics = dict.fromkeys(name for record in records for name in record.metrics)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=["cycle", "labeled", "queried", *metrics, *SECONDS])
+    writer = csv.DictWriter(text, fieldnames=[*COUNTS, *metrics, *SECONDS])
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(record.to_row() for record in records)
     write_atomically(path, text.getvalue())
 
 

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.schema import from_mapping, read_json
+from lightning_al.storage.schema import from_mapping, read_json, write_json
 
 # The quantiles at 0, 5, ..., 100 %: a step of 5 % shows the shape of a distribution.
 NUM_QUANTILES = 21
@@ -63,7 +62,7 @@ def write_query(folder: Path, query: QueryFile, picks: Sequence[PickRow]) -> Non
     writer.writeheader()
     writer.writerows(asdict(pick) for pick in picks)
     write_atomically(folder / "picked.csv", text.getvalue())
-    write_atomically(folder / "query.json", json.dumps(asdict(query), indent=1) + "\n")
+    write_json(folder / "query.json", query)
 
 
 def read_query(folder: Path) -> tuple[QueryFile, list[PickRow]] | None:

@@ -1,11 +1,13 @@
-"""Read dataclasses from files: every field is checked, and an error names the file and the field."""
+"""Dataclasses as files: every field is checked when it is read, and an error names the file and the field."""
 
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lightning_al.storage.atomic_write import write_atomically
 
 T = TypeVar("T")
 REMEDY = "restore the file from a copy, or use the version of lightning_al that wrote it"
@@ -76,6 +78,11 @@ def read_json(schema: type[T], path: Path) -> T:
 
     """
     return from_mapping(schema, load_json(path), str(path))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass as a JSON file, atomically, as `read_json` reads it."""
+    write_atomically(path, json.dumps(asdict(value), indent=1) + "\n")
 
 
 def _convert(expected: Any, value: Any, source: str, name: str) -> Any:

@@ -1,12 +1,10 @@
 """The state of trackers between processes, `tracking.json`."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.schema import DamagedFileError, read_json
+from lightning_al.storage.schema import DamagedFileError, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -35,4 +33,4 @@ def read_notes(path: Path) -> TrackingNotes:
 
 def update_notes(path: Path, **changes: Any) -> None:
     """Write notes with some fields replaced."""
-    write_atomically(path, json.dumps(asdict(replace(read_notes(path), **changes)), indent=1) + "\n")
+    write_json(path, replace(read_notes(path), **changes))

@@ -1,7 +1,7 @@
 """Format the cycles of a run as text for the terminal."""
 
 from lightning_al.report.tables import format_number, format_text_table
-from lightning_al.storage.cycles_table import BOOKKEEPING, CycleRow
+from lightning_al.storage.cycles_table import CycleRecord, CycleRow
 
 
 def format_table(records: list[CycleRow]) -> str:
@@ -23,25 +23,23 @@ def format_table(records: list[CycleRow]) -> str:
     return format_text_table(names, [[format_number(record.get(name, "")) for name in names] for record in records])
 
 
-def format_cycle(record: CycleRow) -> str:
+def format_cycle(record: CycleRecord) -> str:
     """Format the record of one cycle as a line.
 
     Args:
-        record: As in `cycles.csv`.
+        record: Of a finished cycle.
 
     Returns:
         The number of labels, the metrics, the size of the query and the seconds.
 
     Example:
-        >>> format_cycle({"cycle": 3, "labeled": 80, "queried": 20, "test/accuracy": 0.87654, "fit_seconds": 2.5,
-        ...               "score_seconds": 0.5, "select_seconds": 0.0})
+        >>> format_cycle(CycleRecord(3, 80, 20, fit_seconds=2.5, score_seconds=0.5, select_seconds=0.0,
+        ...                          metrics={"test/accuracy": 0.87654}))
         'Cycle 3: 80 labeled, test/accuracy 0.8765, 20 queried; fit 2.5 s, query 0.5 s'
 
     """
-    results = [f"{record['labeled']} labeled"]
-    results += [f"{name} {format_number(value)}" for name, value in record.items() if name not in BOOKKEEPING]
-    query_seconds = record["score_seconds"] + record["select_seconds"]
+    results = [f"{record.labeled} labeled", *(f"{name} {format_number(v)}" for name, v in record.metrics.items())]
     return (
-        f"Cycle {record['cycle']}: {', '.join(results)}, {record['queried']} queried; "
-        f"fit {record['fit_seconds']:.1f} s, query {query_seconds:.1f} s"
+        f"Cycle {record.cycle}: {', '.join(results)}, {record.queried} queried; "
+        f"fit {record.fit_seconds:.1f} s, query {record.query_seconds:.1f} s"
     )

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_al.acquisition.checks import check_size
+from lightning_al.data.sizes import check_size, resolve_size
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 
 class RandomSubset(Wrapper):
-    """Let another acquisition pick from a random part of the candidates, drawn anew each cycle.
+    """Pick with another acquisition from a random part of the candidates, drawn anew each cycle.
 
     Scoring costs less, and a batch of top scores holds fewer near-duplicates.
 
@@ -43,6 +43,6 @@ class RandomSubset(Wrapper):
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Return a random part of the candidates."""
-        count = round(self.candidates * len(indices)) if isinstance(self.candidates, float) else self.candidates
+        count = resolve_size(self.candidates, len(indices))
         rows = torch.randperm(len(indices), generator=generator)[: max(count, budget)].sort().values
         return self.inner.subsample_candidates([indices[row] for row in rows.tolist()], budget, generator)

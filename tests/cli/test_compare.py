@@ -20,30 +20,11 @@ import pytest
 
 from lightning_al import cli
 from lightning_al.cli import child_processes, child_runs, compare
+from tests.cli.toy import TOY
 from tests.runs import picks_in
 
 ROOT = Path(__file__).parents[2]
-TOY = """\
-cycles: 2
-data:
-  datamodule_or_train_dataset: lightning_al.testing.ToyDataset
-  initial_size: 10
-  batch_size: 8
-  test_dataset:
-    class_path: lightning_al.testing.ToyDataset
-    init_args: {size: 40, seed: 1}
-model: toy_model.ToyModel
-acquisition:
-  class_path: RandomAcquisition
-  init_args: {query_size: 6}
-trainer:
-  max_epochs: 1
-  num_sanity_val_steps: 0
-  logger: false
-  accelerator: cpu
-  enable_progress_bar: false
-  enable_model_summary: false
-"""
+CONFIG = TOY.replace("lightning_al.testing.ToyClassifier", "toy_model.ToyModel")
 # does in the second cycle of one run what a file of the working directory says
 ACT = """\
 import fcntl
@@ -132,7 +113,7 @@ def files_of_runs(folder):
 
 
 def write_toy(folder):
-    (folder / "toy.yaml").write_text(TOY)
+    (folder / "toy.yaml").write_text(CONFIG)
     for name, text in (("act", ACT), ("toy_model", MODEL), ("fit", FIT)):
         (folder / f"{name}.py").write_text(text)
     (folder / "action").write_text("")

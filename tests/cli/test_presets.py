@@ -15,31 +15,11 @@ import yaml
 from lightning_al import ActiveLearningCLI
 from lightning_al.cli import presets
 from lightning_al.cli.presets import preset_names, resolve_config, resolve_config_options, to_config_argument
+from tests.cli.toy import TOY
 from tests.runs import picks_in
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ROOT / "configs" / "strategies"
-TOY = """\
-cycles: 2
-data:
-  datamodule_or_train_dataset: lightning_al.testing.ToyDataset
-  initial_size: 10
-  batch_size: 8
-  test_dataset:
-    class_path: lightning_al.testing.ToyDataset
-    init_args: {size: 40, seed: 1}
-model: lightning_al.testing.ToyClassifier
-acquisition:
-  class_path: RandomAcquisition
-  init_args: {query_size: 6}
-trainer:
-  max_epochs: 1
-  num_sanity_val_steps: 0
-  logger: false
-  accelerator: cpu
-  enable_progress_bar: false
-  enable_model_summary: false
-"""
 
 
 @pytest.fixture
