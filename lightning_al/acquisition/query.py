@@ -58,6 +58,20 @@ class Query:
         """Return the dataset indices of rows of `pool`."""
         return [self.indices[row] for row in rows.tolist()]
 
+    def labeled_rows(self) -> Tensor:
+        """Return `labeled`.
+
+        Raises:
+            ValueError: If there are no such rows.
+
+        """
+        if self.labeled is None:
+            raise ValueError(
+                "`Query(labeled=None)`: this strategy selects by the rows of the labeled part. Pass them, of shape "
+                "(0, ...) if nothing is labeled; a strategy gets them if its `needs_labeled` is True."
+            )
+        return self.labeled
+
     def scores_of(self, picks: Sequence[int], scores: Tensor) -> list[float]:
         """Return the scores of some candidates, given those of the rows of `pool`."""
         row_of = {index: row for row, index in enumerate(self.indices)}

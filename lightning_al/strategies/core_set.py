@@ -54,5 +54,4 @@ class CoreSetAcquisition(Acquisition):
 
     def select(self, query: Query) -> list[int]:
         """Choose by k-center, with the labeled part as first centers."""
-        assert query.labeled is not None
-        return query.pick(functional.k_center(query.pool, query.budget, centers=query.labeled))
+        return query.pick(functional.k_center(query.pool, query.budget, centers=query.labeled_rows()))

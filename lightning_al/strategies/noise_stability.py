@@ -155,7 +155,8 @@ class NoiseStabilityAcquisition(Acquisition):
 
     def measure_chunk(self, predictor: Predictor, chunk: list[Any]) -> Tensor:
         """Return the measurements of a few batches, in closed form or with the passes as the outer loop."""
-        assert self._scorer is not None
+        if self._scorer is None:
+            raise RuntimeError("`NoiseStabilityAcquisition.measure`: call `prepare(context)` first.")
         if isinstance(self._scorer, ClosedForm):
             return self._scorer.chunk_scores(chunk).unsqueeze(1).float()
         backend, seeds = self._scorer
@@ -179,8 +180,7 @@ class NoiseStabilityAcquisition(Acquisition):
         if self.selection == "kmeans++":
             return query.pick(kmeans_plus_plus(query.pool, query.budget, generator=query.generator))
         if self.selection == "lcmd":
-            assert query.labeled is not None
-            return query.pick(lcmd(query.pool, query.budget, centers=query.labeled))
+            return query.pick(lcmd(query.pool, query.budget, centers=query.labeled_rows()))
         origin = torch.zeros(1, query.pool.shape[1])
         return query.pick(k_center(query.pool, query.budget, centers=origin))
 

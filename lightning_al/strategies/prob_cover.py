@@ -83,11 +83,10 @@ class ProbCoverAcquisition(Acquisition):
 
     def select(self, query: Query) -> list[int]:
         """Choose greedily the sample that covers most uncovered ones."""
-        assert query.labeled is not None
         radius = self.radius
         if radius is None:
             radius = functional.purity_radius(query.pool, clusters=self._classes, seed=self._seed, purity=self.purity)
         rows = functional.prob_cover(
-            query.pool, query.budget, labeled=query.labeled, radius=radius, generator=query.generator
+            query.pool, query.budget, labeled=query.labeled_rows(), radius=radius, generator=query.generator
         )
         return query.pick(rows)

@@ -80,11 +80,10 @@ class TypiClustAcquisition(Acquisition):
 
     def select(self, query: Query) -> list[int]:
         """Choose the most typical samples of the clusters with the fewest labels."""
-        assert query.labeled is not None
         rows = functional.typiclust(
             query.pool,
             query.budget,
-            labeled=query.labeled,
+            labeled=query.labeled_rows(),
             seed=self._seed,
             max_clusters=self.max_clusters,
             neighbors=self.neighbors,

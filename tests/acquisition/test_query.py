@@ -1,10 +1,17 @@
 from dataclasses import fields
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_al import Query
+from lightning_al import (
+    CoreSetAcquisition,
+    NoiseStabilityAcquisition,
+    ProbCoverAcquisition,
+    Query,
+    TypiClustAcquisition,
+)
 from lightning_al.numerics.seeding import make_generator
 
 NOISE = make_generator(0)
@@ -38,6 +45,21 @@ def test_what_it_was_made_from_stays_as_it_was():
 def test_a_strategy_that_does_not_ask_for_the_labeled_part_still_gets_none_of_it():
     left = make_query([2, 3, 5]).without([3], 1)
     assert left.labeled is None
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        CoreSetAcquisition(3),
+        NoiseStabilityAcquisition(3, selection="lcmd"),
+        ProbCoverAcquisition(3, radius=1.0),
+        TypiClustAcquisition(3),
+    ],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_a_strategy_that_selects_by_the_labeled_part_asks_for_it(strategy):
+    with pytest.raises(ValueError, match=r"`Query\(labeled=None\)`: this strategy selects by the rows of the labeled"):
+        strategy.select(make_query(range(9)))
 
 
 def test_without_nothing_is_everything():
