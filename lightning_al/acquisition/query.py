@@ -1,9 +1,11 @@
 """The arguments of a strategy: its context, once per query before it measures, and the query to select from."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class Query:
     Attributes:
         pool: (N, ...) measurements, one row per candidate, in ascending order of the dataset index. On several
             processes, a strategy with `rows_to_gather` gets only the rows that this method returned.
-        indices: N dataset indices.
+        indices: N dataset indices, ascending.
         budget: How many to pick, at least 1 and below N.
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
         labeled: (M, ...) measurements of the labeled part, if the strategy sets `needs_labeled`.
@@ -74,8 +76,9 @@ class Query:
 
     def scores_of(self, picks: Sequence[int], scores: Tensor) -> list[float]:
         """Return the scores of some candidates, given those of the rows of `pool`."""
-        row_of = {index: row for row, index in enumerate(self.indices)}
-        return [float(scores[row_of[index]]) for index in picks]
+        rows = np.searchsorted(np.asarray(self.indices), np.asarray(picks))
+        numbers: list[float] = scores[torch.from_numpy(rows)].tolist()
+        return numbers
 
     def without(self, picks: Sequence[int], budget: int, others: Sequence[int] = ()) -> "Query":
         """Return the query that remains after some picks, which count as labeled.
@@ -89,13 +92,13 @@ class Query:
             A query without the picks and the excluded candidates.
 
         """
-        picked, excluded = set(picks), {*picks, *others}
-        remaining = torch.tensor([index not in excluded for index in self.indices], dtype=torch.bool)
-        picked_rows = self.pool[torch.tensor([index in picked for index in self.indices], dtype=torch.bool)]
+        indices = np.array(self.indices, dtype=np.int64)
+        picked = np.isin(indices, picks)
+        remaining = ~(picked | np.isin(indices, others))
         return replace(
             self,
-            pool=self.pool[remaining],
-            indices=[index for index in self.indices if index not in excluded],
+            pool=self.pool[torch.from_numpy(remaining)],
+            indices=array("q", indices[remaining].tobytes()),
             budget=budget,
-            labeled=None if self.labeled is None else torch.cat([self.labeled, picked_rows]),
+            labeled=None if self.labeled is None else torch.cat([self.labeled, self.pool[torch.from_numpy(picked)]]),
         )

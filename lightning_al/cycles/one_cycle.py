@@ -52,7 +52,7 @@ def run_cycle(
     return CycleRecord(
         cycle=cycle,
         labeled=len(datamodule.pool.labeled_by(cycle)),
-        queried=len(query.indices) if query else 0,
+        queried=len(query) if query else 0,
         metrics=metrics,
         fit_seconds=max(fit_seconds - query_seconds, 0.0),
         score_seconds=score_seconds,

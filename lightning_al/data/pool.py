@@ -1,26 +1,28 @@
 """The pool: which dataset index was labeled in which cycle, by which strategy and with which score."""
 
 import hashlib
-import math
 import operator
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_al.storage.pool_file import SCHEMA_VERSION, Labeling, check_schema_version, read_pool, write_pool
 from lightning_al.storage.schema import DamagedFileError
 
+IndexArray: TypeAlias = npt.NDArray[np.int64]
+
 
 class Pool:
     """The labeled and the unlabeled part of a dataset, as dataset indices.
 
     Labeling number c (0 is the initial set) is what cycle c adds to its training data, so the position in
-    `history` is the cycle. One small integer per sample stores its cycle; ten million samples take 40 MB.
+    `history` is the cycle. A sample takes 4 bytes, a labeled one 8 more and another 8 for its score.
 
     Args:
         size: Number of samples of the dataset, at least 1.
@@ -33,7 +35,7 @@ class Pool:
         >>> pool = Pool(size=6)
         >>> pool.label([4, 1], strategy="initial")
         >>> pool.label([0], strategy="EntropyAcquisition", scores=[0.7])
-        >>> pool.labeled, list(pool.unlabeled), pool.cycle, pool.cycle_of(0)
+        >>> list(pool.labeled), list(pool.unlabeled), pool.cycle, pool.cycle_of(0)
         ([4, 1, 0], [2, 3, 5], 1, 1)
 
     """
@@ -63,7 +65,7 @@ class Pool:
     @property
     def num_labeled(self) -> int:
         """How many samples are labeled."""
-        return sum(len(labeling.indices) for labeling in self._history)
+        return sum(map(len, self._history))
 
     @property
     def num_unlabeled(self) -> int:
@@ -71,7 +73,7 @@ class Pool:
         return self.size - self.num_labeled
 
     @property
-    def labeled(self) -> list[int]:
+    def labeled(self) -> "array[int]":
         """Labeled dataset indices in the order of labeling."""
         return self.labeled_by(self.cycle)
 
@@ -80,13 +82,16 @@ class Pool:
         """Unlabeled dataset indices, ascending, as a compact sequence of plain integers (8 bytes each)."""
         return array("q", np.flatnonzero(self._cycle_of < 0).astype(np.int64).tobytes())
 
-    def labeled_by(self, cycle: int) -> list[int]:
+    def labeled_by(self, cycle: int) -> "array[int]":
         """Return the dataset indices that cycle `cycle` trained on, in the order of labeling."""
-        return [index for labeling in self._history[: cycle + 1] for index in labeling.indices]
+        indices = array("q")
+        for labeling in self._history[: cycle + 1]:
+            indices.extend(labeling.index_array)
+        return indices
 
     def cycle_of(self, index: int) -> int | None:
         """Return the first cycle that trains on sample `index`, or None while it is unlabeled."""
-        self._check_range([operator.index(index)])
+        self._check_indices([operator.index(index)])
         cycle = int(self._cycle_of[index])
         return cycle if cycle >= 0 else None
 
@@ -111,41 +116,48 @@ class Pool:
             ValueError: If an index is out of range, repeated or labeled already, or the scores do not fit.
 
         """
-        listed = [_as_index(index) for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
-        self._check_range(listed)
-        if not listed:
+        chosen = self._check_indices(indices)
+        if not len(chosen):
             raise ValueError("`Pool.label(indices=[])`: at least one index is needed.")
-        chosen = np.array(listed, dtype=np.int64)
         values, counts = np.unique(chosen, return_counts=True)
-        if len(values) != len(listed):
-            duplicates = values[counts > 1].tolist()
+        if len(values) != len(chosen):
+            duplicates = values[counts > 1]
             raise ValueError(f"`Pool.label`: every index once, but {_format_indices(duplicates)} came more than once.")
-        already_labeled = chosen[self._cycle_of[chosen] >= 0].tolist()
-        if already_labeled:
-            cycles = [self.cycle_of(index) for index in already_labeled[:5]]
+        already_labeled = chosen[self._cycle_of[chosen] >= 0]
+        if len(already_labeled):
+            cycles = [self.cycle_of(index) for index in already_labeled[:5].tolist()]
             raise ValueError(f"`Pool.label`: {_format_indices(already_labeled)} labeled already (in cycle {cycles}).")
-        numbers = None if scores is None else [float(score) for score in scores]
-        if numbers is not None and len(numbers) != len(listed):
-            raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(listed)} indices.")
-        infinite = [index for index, number in zip(listed, numbers or [], strict=False) if not math.isfinite(number)]
-        if infinite:
+        scores = scores.tolist() if isinstance(scores, Tensor) else scores
+        numbers = None if scores is None else np.asarray(scores, dtype=np.float64)
+        if numbers is not None and numbers.shape != chosen.shape:
+            raise ValueError(f"`Pool.label`: one score per index, got {len(numbers)} for {len(chosen)} indices.")
+        if numbers is not None and not np.isfinite(numbers).all():
             raise ValueError(
-                f"`Pool.label(scores=...)`: every score must be finite; not so for {_format_indices(infinite)}."
+                "`Pool.label(scores=...)`: every score must be finite; not so for "
+                f"{_format_indices(chosen[~np.isfinite(numbers)])}."
             )
-        durations = {name: float(duration) for name, duration in dict(seconds or {}).items()}
         self._cycle_of[chosen] = len(self._history)
-        self._history.append(Labeling(strategy, listed, numbers, durations))
+        self._history.append(
+            Labeling(
+                strategy,
+                array("q", chosen.tobytes()),
+                None if numbers is None else array("d", numbers.tobytes()),
+                {name: float(duration) for name, duration in dict(seconds or {}).items()},
+            )
+        )
 
     def extends(self, other: "Pool") -> bool:
         """Return whether the history of `other` is the beginning of this one."""
-        earlier_labelings = [labeling.indices for labeling in self._history[: len(other._history)]]
-        return self.size == other.size and earlier_labelings == [labeling.indices for labeling in other._history]
+        earlier = [labeling.index_array for labeling in other._history]
+        begin = [labeling.index_array for labeling in self._history[: len(earlier)]]
+        return self.size == other.size and earlier == begin
 
     def digest(self) -> str:
         """Return sixteen hexadecimal digits that identify the dataset and every labeling, in order."""
         digest = hashlib.sha256(f"{self.size} {self.fingerprint}".encode())
         for labeling in self._history:
-            digest.update(np.asarray(labeling.indices, dtype=np.int64).tobytes() + b"|")
+            digest.update(labeling.index_array)
+            digest.update(b"|")
         return digest.hexdigest()[:16]
 
     def check_dataset(self, size: int, fingerprint: str, source: str) -> None:
@@ -177,8 +189,8 @@ class Pool:
         history = [
             {
                 "strategy": labeling.strategy,
-                "indices": torch.tensor(labeling.indices, dtype=torch.int64),
-                "scores": None if labeling.scores is None else torch.tensor(labeling.scores, dtype=torch.float64),
+                "indices": _to_tensor(labeling.index_array),
+                "scores": None if labeling.score_array is None else _to_tensor(labeling.score_array),
                 "seconds": dict(labeling.seconds),
             }
             for labeling in self._history
@@ -246,12 +258,24 @@ class Pool:
             raise DamagedFileError(f"{os.fspath(path)} cannot be used: {error}") from error
         return pool
 
-    def _check_range(self, indices: list[int]) -> None:
-        outside = [index for index in indices if not 0 <= index < self.size]
-        if outside:
+    def _check_indices(self, indices: Iterable[int] | Tensor) -> IndexArray:
+        """Return indices as one array, after checks that each is an integer and in range."""
+        if isinstance(indices, Tensor) or (isinstance(indices, np.ndarray) and indices.dtype.kind in "iu"):
+            indices = indices.tolist()
+        if not isinstance(indices, array):
+            indices = list(indices)
+            if not set(map(type, indices)) <= {int}:  # all at once, since there may be millions
+                indices = [_as_index(index) for index in indices]
+        try:
+            numbers = np.array(indices, dtype=np.int64)
+            outside: Sequence[int] | IndexArray = numbers[(numbers < 0) | (numbers >= self.size)]
+        except OverflowError:
+            outside = [index for index in indices if not 0 <= index < self.size]
+        if len(outside):
             raise ValueError(
                 f"`Pool`: {_format_indices(outside)} out of range; dataset indices run from 0 to {self.size - 1}."
             )
+        return numbers
 
 
 def _as_index(index: Any) -> int:
@@ -266,7 +290,11 @@ def _as_index(index: Any) -> int:
         ) from None
 
 
-def _format_indices(indices: list[int]) -> str:
+def _to_tensor(numbers: "array[int] | array[float]") -> Tensor:
+    return torch.from_numpy(np.array(numbers))
+
+
+def _format_indices(indices: Sequence[int] | IndexArray) -> str:
     first = ", ".join(map(str, indices[:5]))
     remainder = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
     return f"{'index' if len(indices) == 1 else 'indices'} {first}{remainder}"

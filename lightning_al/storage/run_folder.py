@@ -82,8 +82,8 @@ class RunFolder:
         """
         labeled = 0
         for position, record in enumerate(records):
-            labeled += len(history[position].indices) if position < len(history) else 0
-            queried = len(history[position + 1].indices) if position + 1 < len(history) else 0
+            labeled += len(history[position]) if position < len(history) else 0
+            queried = len(history[position + 1]) if position + 1 < len(history) else 0
             expected = (position, labeled, queried)
             stored = (record.cycle, record.labeled, record.queried)
             if stored != expected:

@@ -98,6 +98,8 @@ def _convert(expected: Any, value: Any, source: str, name: str) -> Any:
     if is_dataclass(expected):
         return from_mapping(expected, value, f"{source}, {name}")  # type: ignore[arg-type]
     if origin is list and isinstance(value, list):
+        if set(map(type, value)) == set(arguments):  # all at once, since there may be millions of numbers
+            return value
         return [_convert(arguments[0], entry, source, f"{name}[{row}]") for row, entry in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):
         return {str(key): _convert(arguments[1], entry, source, f"{name}.{key}") for key, entry in value.items()}

@@ -47,7 +47,7 @@ def query_metrics(summary: QuerySummary) -> dict[str, float]:
 
     """
     latest = summary.labeling
-    metrics: dict[str, float] = {"al/queried": len(latest.indices), "al/pool": summary.pool.num_unlabeled}
+    metrics: dict[str, float] = {"al/queried": len(latest), "al/pool": summary.pool.num_unlabeled}
     metrics |= {f"al/{name}": value for name, value in summary.metrics.items()}
     metrics |= {f"al/{name}_seconds": seconds for name, seconds in latest.seconds.items()}
     quantiles = summary.quantiles

@@ -87,16 +87,18 @@ class OncePerGroup(Wrapper):
         if len(query.indices) < 2:
             return list(query.indices)
         chosen = self.inner.select(replace(query, budget=len(query.indices) - 1))
-        return chosen + [index for index in query.indices if index not in set(chosen)]
+        (last,) = set(query.indices).difference(chosen)
+        return [*chosen, last]
 
     def _within_bounds(self, chosen: list[int], picks: list[int]) -> tuple[list[int], list[int]]:
         counts = Counter(self._group_of[index] for index in picks)
         accepted: list[int] = []
+        refused: list[int] = []
         for index in chosen:
-            if counts[self._group_of[index]] < self.per_group:
-                counts[self._group_of[index]] += 1
-                accepted.append(index)
-        return accepted, [index for index in chosen if index not in set(accepted)]
+            fits = counts[self._group_of[index]] < self.per_group
+            counts[self._group_of[index]] += fits
+            (accepted if fits else refused).append(index)
+        return accepted, refused
 
     def _select_beyond_bound(self, query: Query) -> list[int]:
         rank_zero_warn(
