@@ -30,4 +30,12 @@ def load_weights(module: LightningModule, path: str | os.PathLike[str], *, trust
         ) from error
     if "state_dict" in checkpoint:
         module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint.get("state_dict", checkpoint), strict=module.strict_loading)
+    # a module that `torch.compile` wraps has another name in front of those of its weights
+    names = {_uncompiled(name): name for name in module.state_dict()}
+    weights = checkpoint.get("state_dict", checkpoint)
+    weights = {names.get(_uncompiled(name), name): value for name, value in weights.items()}
+    module.load_state_dict(weights, strict=module.strict_loading)
+
+
+def _uncompiled(name: str) -> str:
+    return name.replace("_orig_mod.", "")

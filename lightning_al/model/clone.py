@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.compile import to_uncompiled
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_al.numerics.float32 import LOW_PRECISION, true_float32
 
@@ -28,18 +29,38 @@ def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
 
     """
     try:
-        clone = copy.deepcopy(module)
+        clone = copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in _graph_tensors(module)})
     except Exception as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied for scoring ({type(error).__name__}: {error}). Keep open files, "
-            "locks and tensors that carry a graph (use `.detach()`) out of the module's attributes."
+            "locks and objects that hold tensors with a graph (use `.detach()`) out of the module's attributes."
         ) from error
     if getattr(clone, "_compiler_ctx", None) is not None:
         clone = to_uncompiled(clone)  # type: ignore[arg-type]  # compiled functions in a copy still call the original
+    for parent in list(clone.modules()):
+        for name, child in parent.named_children():
+            if hasattr(child, "_orig_mod"):  # of `torch.compile`, which ignores hooks once its graph is cached
+                setattr(parent, name, child._orig_mod)
     for tensor in (*clone.parameters(), *clone.buffers()):
         if tensor.dtype in LOW_PRECISION:
             tensor.data = tensor.data.float()
     return clone.to(device).eval()
+
+
+def _graph_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors with a graph among the attributes of a module, which torch does not copy.
+
+    Old weight and spectral normalization keep such weights, others their last attention map or loss.
+    """
+    values: list[Any] = [vars(submodule) for submodule in module.modules()]
+    visited: set[int] = set()
+    while values:
+        value = values.pop()
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            yield value
+        elif type(value) in (dict, list, tuple) and id(value) not in visited:
+            visited.add(id(value))
+            values.extend(value.values() if isinstance(value, dict) else value)
 
 
 @contextmanager

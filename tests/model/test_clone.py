@@ -1,5 +1,8 @@
+import copy
 import os
 import threading
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,9 +69,42 @@ def test_a_module_that_cannot_be_copied_is_refused_with_the_reason():
     ):
         clone_module(module, CPU)
     module = nn.Linear(2, 2)
-    module.last_loss = module(torch.ones(1, 2)).sum()
-    with pytest.raises(TypeError, match=r"Linear cannot be copied.*tensors that carry a graph \(use `.detach\(\)`\)"):
+    module.cache = SimpleNamespace(loss=module(torch.ones(1, 2)).sum())
+    with pytest.raises(TypeError, match=r"Linear cannot be copied.*tensors with a graph \(use `.detach\(\)`\)"):
         clone_module(module, CPU)
+
+
+def test_tensors_with_a_graph_are_copied_without_it():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old form of the normalization
+        module = nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2)), nn.utils.spectral_norm(nn.Linear(2, 2)))
+    points = torch.ones(1, 2)
+    module.eval()
+    module[1].maps = {"attention": [module(points)], "loss": module(points).sum()}
+    clone = clone_module(module, CPU)
+    assert torch.equal(clone(points), module(points))
+    assert clone[1].maps["loss"].grad_fn is None
+    assert torch.equal(clone[1].maps["attention"][0], module[1].maps["attention"][0])
+    assert module[1].maps["loss"].grad_fn is not None
+
+
+def test_compiled_children_are_hooked_in_the_clone_and_load_weights_of_either_form(tmp_path):
+    module, points = ToyClassifier().eval(), torch.ones(4, 3)
+    plain = copy.deepcopy(module)
+    module.net = torch.compile(module.net, backend="eager")
+    module(points)  # from now on its graph is cached
+    clone = clone_module(module, CPU)
+    calls = []
+    clone.get_submodule("net.4").register_forward_hook(lambda *arguments: calls.append(arguments))
+    assert torch.equal(clone(points), plain(points))
+    assert len(calls) == 1
+    torch.save(module.state_dict(), tmp_path / "compiled.pt")
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    for target in (module, clone):
+        for name in ("compiled.pt", "plain.pt"):
+            next(target.parameters()).data.zero_()
+            load_weights(target, tmp_path / name)
+            assert torch.equal(target(points), plain(points))
 
 
 def test_a_clone_of_a_compiled_lightning_module_calls_itself():
