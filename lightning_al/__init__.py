@@ -12,6 +12,7 @@ from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
 from lightning_al.strategies import (
     BADGEAcquisition,
+    BAITAcquisition,
     BALDAcquisition,
     BatchBALDAcquisition,
     CheckpointEnsembleAcquisition,
@@ -27,7 +28,7 @@ from lightning_al.strategies import (
     TypiClustAcquisition,
     VariationRatioAcquisition,
 )
-from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch
+from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch, UncertaintyHerding
 
 if TYPE_CHECKING:
     from lightning_al.cli.fit import ActiveLearningCLI
@@ -39,6 +40,7 @@ __all__ = [
     "ActiveLearningCLI",
     "ActiveLearningDataModule",
     "BADGEAcquisition",
+    "BAITAcquisition",
     "BALDAcquisition",
     "BatchBALDAcquisition",
     "CheckpointEnsembleAcquisition",
@@ -61,6 +63,7 @@ __all__ = [
     "RandomSubset",
     "StochasticBatch",
     "TypiClustAcquisition",
+    "UncertaintyHerding",
     "VariationRatioAcquisition",
     "functional",
     "run_cycles",

@@ -6,14 +6,15 @@ from typing import Any
 
 from lightning_al import strategies
 from lightning_al.acquisition.contract import Acquisition
-from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch
+from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch, UncertaintyHerding
 
 SETTINGS: dict[type, list[dict[str, Any]]] = {
     strategies.BADGEAcquisition: [{}, {"features": "net.1"}],
+    strategies.BAITAcquisition: [{}, {"output": "identity", "embeddings": "input"}],
     strategies.BALDAcquisition: [{"passes": 4}],
     strategies.BatchBALDAcquisition: [{"passes": 4, "configurations": 50}],
     strategies.CheckpointEnsembleAcquisition: [{}],
-    strategies.CoreSetAcquisition: [{}],
+    strategies.CoreSetAcquisition: [{}, {"embeddings": "input"}],
     strategies.EntropyAcquisition: [{}],
     strategies.LeastConfidenceAcquisition: [{}],
     strategies.MarginAcquisition: [{}],
@@ -65,6 +66,16 @@ WRAPPERS: list[tuple[str, Callable[[int], Acquisition]]] = [
     ("badge per group", partial(OncePerGroup, acquisition=_BADGE, groups=GROUPS, per_group=2)),
     ("mixture", partial(Mixture, acquisitions=[_MARGIN, _CORE_SET, _RANDOM], shares=[2, 1, 1])),
     ("mixture of vectors", partial(Mixture, acquisitions=[partial(_STABILITY, selection="k-center"), _BADGE])),
+    ("herding", partial(UncertaintyHerding, acquisition=_MARGIN)),
+    (
+        "herding in closed form",
+        partial(UncertaintyHerding, acquisition=partial(_STABILITY, passes="inf"), embeddings="input", temperature=2.0),
+    ),
+    ("max herding of a subset", partial(UncertaintyHerding, acquisition=_RANDOM, embeddings="input", candidates=60)),
+    (
+        "herding per group",
+        partial(OncePerGroup, acquisition=partial(UncertaintyHerding, acquisition=_BADGE), groups=GROUPS),
+    ),
     (
         "mixture per group",
         partial(OncePerGroup, acquisition=partial(Mixture, acquisitions=[_BADGE, _MARGIN]), groups=GROUPS),

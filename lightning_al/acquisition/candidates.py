@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.numerics.seeding import RandomStream, make_generator
 
@@ -22,3 +24,20 @@ def subsample(
     seed = query_seed(acquisition, datamodule)
     generator = make_generator(RandomStream.SUBSAMPLING, seed, datamodule.pool.cycle)
     return acquisition.subsample_candidates(candidates, budget, generator)
+
+
+def draw_candidates(indices: Sequence[int], count: int, generator: torch.Generator) -> Sequence[int]:
+    """Return some candidates, ascending, drawn at random; the same object if there are no more than that."""
+    if len(indices) <= count:
+        return indices
+    rows = torch.randperm(len(indices), generator=generator)[:count].sort().values
+    return [indices[row] for row in rows.tolist()]
+
+
+def check_bound(owner: str, candidates: int | None) -> int | None:
+    """Return the argument `candidates`, the most that a strategy takes; raise if it is below 1."""
+    if candidates is not None and (isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1):
+        raise ValueError(
+            f"`{owner}(candidates={candidates!r})`: expected an integer of at least 1, or None for no bound."
+        )
+    return candidates

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_al.acquisition.candidates import subsample
 from lightning_al.acquisition.query_options import NO_BEST_WEIGHTS, QueryOptions
@@ -29,6 +30,7 @@ def check_before_training(acquisition: "Acquisition", trainer: Trainer, num_acqu
         MisconfigurationException: Without an `ActiveLearningDataModule`; with a strategy that shards the module or
             trains in processes of its own without a pool file; with a second acquisition; with ckpt="best" and no
             `ModelCheckpoint`.
+        ValueError: If a file of embeddings does not fit the dataset.
 
     """
     name = type(acquisition).__name__
@@ -53,6 +55,8 @@ def check_before_training(acquisition: "Acquisition", trainer: Trainer, num_acqu
             "Two acquisition callbacks would both label at fit end. Keep one, or wrap both in one strategy."
         )
     _check_candidates(acquisition, datamodule)
+    if acquisition.embedding_source is not None:
+        acquisition.embedding_source.check(datamodule.pool.size)
     if QueryOptions.of(trainer).ckpt == "best" and trainer.checkpoint_callback is None:
         raise MisconfigurationException(NO_BEST_WEIGHTS.format(name))
 
@@ -69,4 +73,10 @@ def _check_candidates(acquisition: "Acquisition", datamodule: ActiveLearningData
             f"`{type(acquisition).__name__}(query_size={size})`: {budget} samples are to be picked from {count} "
             f"candidates, though {pool.num_unlabeled} are unlabeled, so the strategy has no choice. Raise "
             "`candidates`, or lower `query_size`."
+        )
+    bound = acquisition.max_candidates
+    if bound is not None and count == bound < len(datamodule.candidate_indices()):
+        rank_zero_info(
+            f"{type(acquisition).__name__}: its cost grows with the square of the candidates, so each query draws "
+            f"{bound} of them at random ({len(datamodule.candidate_indices())} now). `candidates=` changes the number."
         )

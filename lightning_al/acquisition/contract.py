@@ -11,7 +11,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.acquisition.agreement import check_agreement
+from lightning_al.acquisition.candidates import draw_candidates
 from lightning_al.acquisition.checks import check_before_training
+from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.run_query import run_query, should_query
 from lightning_al.data.sizes import check_size, resolve_size
@@ -42,6 +44,12 @@ class Acquisition(Callback, ABC):
     """Whether `Query.labeled` holds the measurements of the labeled part."""
     seed: int | None = None
     """Seed of the strategy; None takes the datamodule's."""
+    min_score: float = 0.0
+    """The smallest possible score, of a sample that is worth nothing to the strategy."""
+    max_candidates: int | None = None
+    """Most candidates per query, drawn at random, for a cost that grows with their square; None for all."""
+    embedding_source: EmbeddingSource | None = None
+    """Where the vectors of a strategy that measures distances come from."""
 
     def __init__(self, query_size: int | float) -> None:
         self.query_size = check_size(f"`{type(self).__name__}(query_size={query_size!r})`", query_size, "the dataset")
@@ -56,8 +64,8 @@ class Acquisition(Callback, ABC):
         return copy.copy(self)
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
-        """Return which of the candidates to measure, ascending; all by default."""
-        return indices
+        """Return which of the candidates to measure, ascending; by default all, or `max_candidates` of them."""
+        return indices if self.max_candidates is None else draw_candidates(indices, self.max_candidates, generator)
 
     def prepare(self, context: QueryContext) -> None:
         """Prepare one query; what is stored on `self` is dropped after it."""

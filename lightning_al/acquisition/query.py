@@ -1,7 +1,7 @@
 """The arguments of a strategy: its context, once per query before it measures, and the query to select from."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ class QueryContext:
         cycle: The number of this cycle.
         num_candidates: How many samples can be picked.
         budget: How many of them will be picked.
+        candidates: Their dataset indices, ascending.
+        read: Returns batches of any samples, by dataset indices, on the device; the same on every process.
 
     """
 
@@ -32,6 +34,8 @@ class QueryContext:
     cycle: int
     num_candidates: int
     budget: int
+    candidates: Sequence[int]
+    read: Callable[[Sequence[int]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Query:
         generator: The only randomness a strategy may use, seeded from (seed, cycle), on the CPU.
         labeled: (M, ...) measurements of the labeled part, if the strategy sets `needs_labeled`.
         candidate_scores: Scores of all candidates, gathered or not, in any order; None where rows have none.
+        labeled_indices: Dataset indices of the labeled part, in the order of the rows of `labeled`.
 
     """
 
@@ -55,6 +60,7 @@ class Query:
     generator: torch.Generator
     labeled: Tensor | None = None
     candidate_scores: Tensor | None = None
+    labeled_indices: Sequence[int] = ()
 
     def pick(self, rows: Tensor) -> list[int]:
         """Return the dataset indices of rows of `pool`."""
@@ -101,4 +107,5 @@ class Query:
             indices=array("q", indices[remaining].tobytes()),
             budget=budget,
             labeled=None if self.labeled is None else torch.cat([self.labeled, self.pool[torch.from_numpy(picked)]]),
+            labeled_indices=[*self.labeled_indices, *indices[picked].tolist()],
         )

@@ -145,14 +145,19 @@ def _measure(
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
     cycle, name = datamodule.pool.cycle, type(acquisition).__name__
     generator = make_generator(RandomStream.SELECTION, seed, cycle)
+    labeled = sorted(datamodule.pool.labeled) if acquisition.needs_labeled else []
     if not acquisition.needs_forward:
-        return Query(torch.empty(len(candidates), 0), candidates, budget, generator)
+        return Query(torch.empty(len(candidates), 0), candidates, budget, generator, labeled_indices=labeled)
     with scoring_clone(trainer, module) as clone:
         options.load_weights(name, trainer, clone)
         progress, transfer = Progress(trainer), make_transfer(trainer, clone)
         predictor = Predictor(clone, progress.report_pass)
-        first = next(iter(datamodule.pool_dataloader(candidates[:NUM_EXAMPLES], shard=False)))
-        context = QueryContext(predictor, transfer(first.batch), seed, cycle, len(candidates), budget)
+
+        def read(indices: Sequence[int]) -> Iterator[Any]:
+            return (transfer(part.batch) for part in datamodule.pool_dataloader(indices, shard=False))
+
+        first = next(read(candidates[:NUM_EXAMPLES]))
+        context = QueryContext(predictor, first, seed, cycle, len(candidates), budget, candidates, read)
         prefer_channels_last(predictor, context.batch)
         acquisition.prepare(context)
         scoring = ScoringPass(
@@ -160,9 +165,8 @@ def _measure(
         )
         rows_to_gather = partial(acquisition.rows_to_gather, budget=budget)
         measured = scoring.run(candidates, rows_to_gather=rows_to_gather, score=acquisition.score)
-        labeled = sorted(datamodule.pool.labeled) if acquisition.needs_labeled else []
         labeled_rows = scoring.run(labeled, part="labeled", ranked=False).rows if labeled else None
-    return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores)
+    return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores, labeled)
 
 
 def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:

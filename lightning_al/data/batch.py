@@ -100,6 +100,32 @@ def _from_mapping(
     )
 
 
+def first_input(batch: Any) -> Tensor:
+    """Return the tensor that describes the samples of a batch best: the first of its inputs, never a label.
+
+    Args:
+        batch: A tensor, (inputs, targets), a mapping, or nested ones.
+
+    Returns:
+        (B, ...) numbers.
+
+    Raises:
+        TypeError: If there is none.
+
+    """
+    if isinstance(batch, Mapping):
+        keys = [key for key in INPUT_KEYS if key in batch] or [key for key in batch if key not in LABEL_KEYS]
+        return first_input(batch[keys[0]] if keys else None)
+    if isinstance(batch, (list, tuple)) and batch:
+        return first_input(batch[0])
+    if not isinstance(batch, Tensor) or not batch.ndim:
+        raise TypeError(
+            f"Found no tensor of inputs in {describe(batch)}: expected a tensor, (inputs, targets), or a mapping with "
+            f"one of the keys {', '.join(INPUT_KEYS)}."
+        )
+    return batch
+
+
 def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
     """Return a batch of some of the samples of another.
 

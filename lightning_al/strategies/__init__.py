@@ -1,6 +1,7 @@
 """One file per acquisition strategy; the file is named like the class without 'Acquisition'."""
 
 from lightning_al.strategies.badge import BADGEAcquisition
+from lightning_al.strategies.bait import BAITAcquisition
 from lightning_al.strategies.bald import BALDAcquisition
 from lightning_al.strategies.batch_bald import BatchBALDAcquisition
 from lightning_al.strategies.checkpoint_ensemble import CheckpointEnsembleAcquisition
@@ -18,6 +19,7 @@ from lightning_al.strategies.variation_ratio import VariationRatioAcquisition
 
 __all__ = [
     "BADGEAcquisition",
+    "BAITAcquisition",
     "BALDAcquisition",
     "BatchBALDAcquisition",
     "CheckpointEnsembleAcquisition",

@@ -32,6 +32,8 @@ class MarginAcquisition(Acquisition):
 
     """
 
+    min_score = -1.0
+
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the scores of a batch."""
         return functional.margin(predictor.probabilities(batch))

@@ -1,7 +1,7 @@
 """ProbCover: label samples whose neighborhoods contain most uncovered samples; for the first few labels.
 
-Passes per sample: 1, for the labeled part too. Suits any task with clusters in feature space. Memory: D numbers per
-sample.
+Passes per sample: 1, for the labeled part too; none for embeddings that do not come from the model. Suits any task
+with clusters in the space of embeddings. Memory: D numbers per sample.
 """
 
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from lightning_al import functional
+from lightning_al.acquisition.candidates import check_bound
 from lightning_al.acquisition.contract import Acquisition
+from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
-from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream, derive_seed
 
@@ -21,7 +22,8 @@ class ProbCoverAcquisition(Acquisition):
 
     $i_t = \arg\max_i |\{ j : \| h(x_i) - h(x_j) \| \le \delta \} \setminus \text{covered}|$
 
-    Features of a network trained without labels work best: pass `features=` of such a backbone.
+    Features of a network trained without labels work best: pass `features=` of such a backbone, or
+    `embeddings=`.
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
@@ -29,6 +31,10 @@ class ProbCoverAcquisition(Acquisition):
             of `purity` of the neighborhoods lies within one of as many clusters as there are classes.
         features: Name of the module whose output is h; None takes the input of the last linear layer.
         purity: In (0, 1]; the authors use 0.95.
+        embeddings: The vectors h: `"model"` for features of the trained model; `"input"` for the first 50 principal
+            components of the inputs; or the path of a `.npy` file with one row per sample of the dataset, such as
+            features of a foundation model, for which nothing is read but the file.
+        candidates: Most candidates per query, drawn at random, since the cost grows with their square; None for all.
 
     Raises:
         ValueError: If an argument is out of range, no features are found, or there are no classes to cluster by.
@@ -46,6 +52,7 @@ class ProbCoverAcquisition(Acquisition):
     """
 
     needs_labeled = True
+    embedding_source: EmbeddingSource
 
     def __init__(
         self,
@@ -53,6 +60,8 @@ class ProbCoverAcquisition(Acquisition):
         radius: float | None = None,
         features: str | None = None,
         purity: float = 0.95,
+        embeddings: str = "model",
+        candidates: int | None = 10_000,
     ) -> None:
         super().__init__(query_size)
         if (radius is not None and not 0 < radius <= 2) or not 0 < purity <= 1:
@@ -63,11 +72,16 @@ class ProbCoverAcquisition(Acquisition):
         self.radius = radius
         self.features = features
         self.purity = purity
+        self.embeddings = embeddings
+        self.candidates = candidates
+        self.max_candidates = check_bound("ProbCoverAcquisition", candidates)
+        self.embedding_source = EmbeddingSource("ProbCoverAcquisition", embeddings, features, unit_length=True)
+        self.needs_forward = radius is None or not self.embedding_source.in_file
 
     def prepare(self, context: QueryContext) -> None:
-        """Find the features, and the number of classes."""
-        self._read = Features(context.predictor, context.batch, self.features)
-        self._classes = self._read(context.batch)[0].shape[1]
+        """Find the embeddings, and the number of classes."""
+        self._read = self.embedding_source.prepare(context)
+        self._classes = context.predictor(context.batch).shape[1]
         self._seed = (
             derive_seed(RandomStream.CLUSTERS, context.seed, context.cycle) % 2**32
         )  # scikit-learn takes no more
@@ -78,15 +92,14 @@ class ProbCoverAcquisition(Acquisition):
             )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
-        """Return the features of a batch, scaled to length 1."""
-        return self._read.directions(batch)
+        """Return the embeddings of a batch, scaled to length 1."""
+        return self._read(batch)[1]
 
     def select(self, query: Query) -> list[int]:
         """Choose greedily the sample that covers most uncovered ones."""
+        points, labeled = self.embedding_source.of_query(query)
         radius = self.radius
         if radius is None:
-            radius = functional.purity_radius(query.pool, clusters=self._classes, seed=self._seed, purity=self.purity)
-        rows = functional.prob_cover(
-            query.pool, query.budget, labeled=query.labeled_rows(), radius=radius, generator=query.generator
-        )
+            radius = functional.purity_radius(points, clusters=self._classes, seed=self._seed, purity=self.purity)
+        rows = functional.prob_cover(points, query.budget, labeled=labeled, radius=radius, generator=query.generator)
         return query.pick(rows)

@@ -88,6 +88,12 @@ class Mixture(Acquisition):
         clone.parts = [part.copy_for_query() for part in self.parts]
         return clone
 
+    def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
+        """Return no more candidates than any of the parts takes."""
+        for part in self.parts:
+            indices = part.subsample_candidates(indices, budget, generator)
+        return indices
+
     def prepare(self, context: QueryContext) -> None:
         """Prepare each part, and store the shape of its measurements."""
         self._shapes: list[tuple[int, ...]] = []

@@ -47,6 +47,7 @@ class Wrapper(Acquisition, ABC):
         self.needs_forward = self.inner.needs_forward
         self.needs_labeled = self.inner.needs_labeled
         self.seed = self.inner.seed
+        self.min_score = self.inner.min_score
 
     def copy_for_query(self) -> Self:
         """Return a copy for one query, with a copy of the other acquisition."""

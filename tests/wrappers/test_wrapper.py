@@ -24,6 +24,7 @@ from lightning_al import (
     RandomAcquisition,
     RandomSubset,
     StochasticBatch,
+    UncertaintyHerding,
     wrappers,
 )
 from lightning_al.strategies.checkpoint_ensemble import CheckpointEnsembleAcquisition
@@ -36,6 +37,7 @@ from tests.wrappers.fits import alone, fit, picks_of
 ONE_INSIDE = {
     "StochasticBatch": StochasticBatch,
     "RandomSubset": partial(RandomSubset, candidates=50),
+    "UncertaintyHerding": UncertaintyHerding,
     "OncePerGroup": partial(OncePerGroup, groups=GROUPS),
     "Mixture": lambda query_size, acquisition: Mixture(query_size, [acquisition, acquisition]),
     "Mixture in OncePerGroup": lambda query_size, acquisition: OncePerGroup(
@@ -129,10 +131,11 @@ def test_nothing_of_a_cycle_outlives_it(name, calls):
 
 @pytest.mark.parametrize("name", ONE_INSIDE)
 def test_what_the_others_need_is_asked_for(name, calls):
+    covers = name == "UncertaintyHerding"  # which measures both parts itself
     assert ONE_INSIDE[name](7, Noting).needs_labeled
-    assert not ONE_INSIDE[name](7, MarginAcquisition).needs_labeled
+    assert ONE_INSIDE[name](7, MarginAcquisition).needs_labeled == covers
     assert ONE_INSIDE[name](7, MarginAcquisition).needs_forward
-    assert not ONE_INSIDE[name](7, RandomAcquisition).needs_forward
+    assert ONE_INSIDE[name](7, RandomAcquisition).needs_forward == covers
 
 
 @pytest.mark.parametrize("name", ONE_INSIDE)

@@ -1,0 +1,41 @@
+"""A predictor whose outputs are divided by a temperature, so that probabilities are less or more sure."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_al.model.predictor import Predictor
+
+
+class TemperedPredictor(Predictor):
+    """A module as a function from a batch to its outputs over a temperature.
+
+    Args:
+        predictor: The predictor whose module and progress it takes.
+        batch: A batch on the module's device, to see that the outputs are logits.
+        temperature: Above 1 for probabilities closer to each other.
+
+    Raises:
+        ValueError: If the module returns probabilities, which have no temperature.
+
+    Example:
+        >>> predictor = Predictor(torch.nn.Identity())
+        >>> TemperedPredictor(predictor, torch.ones(2, 3), 2.0)(torch.ones(2, 3))[0]
+        tensor([0.5000, 0.5000, 0.5000])
+
+    """
+
+    def __init__(self, predictor: Predictor, batch: Any, temperature: float) -> None:
+        outputs = predictor(batch)
+        if outputs.shape[1] > 1 and torch.equal(predictor.probabilities(batch), outputs):
+            raise ValueError(
+                f"`temperature={temperature}`: {type(predictor.module).__name__} returns probabilities, but a "
+                "temperature divides logits. Define `acquisition_step` to return logits, or use temperature=1."
+            )
+        vars(self).update(vars(predictor))  # the module, and how its outputs are read
+        self.temperature = temperature
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Return raw outputs of shape (B, C, *positions) over the temperature."""
+        return super().__call__(batch) / self.temperature
