@@ -98,6 +98,14 @@ def read_curves(folders: Mapping[int, Path], metric: str) -> LearningCurves:
     return LearningCurves(seeds, runs[0][0], values, fit_seconds, query_seconds)
 
 
+def group_by_labels(curves: Mapping[str, LearningCurves]) -> list[dict[str, LearningCurves]]:
+    """Return the curves in groups that have the same numbers of labels, in the order of their first ones."""
+    groups: dict[tuple[float, ...], dict[str, LearningCurves]] = {}
+    for name, curve in curves.items():
+        groups.setdefault(tuple(curve.labels.tolist()), {})[name] = curve
+    return list(groups.values())
+
+
 def area(labels: Array, values: Array) -> Array:
     """Average a curve over its label axis: the area under it, divided by its width.
 

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ class Run:
 
     Attributes:
         folder: The folder of the comparison.
-        strategy: The name of the strategy, which is that of its file.
+        strategy: The name of the strategy, which is that of its file or of a variant.
         seed: The seed of initial labels, network and training.
         config: The files with data, model and trainer.
         strategy_file: The file with the acquisition; may be a preset.
-        arguments: Further arguments of `fit`.
+        arguments: Further arguments of `fit`, the same for all runs of a comparison.
+        settings: Arguments of `fit` by their names, in which this strategy differs from its file.
 
     """
 
@@ -44,6 +45,7 @@ class Run:
     config: tuple[Path, ...]
     strategy_file: Path
     arguments: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -66,16 +68,22 @@ class Run:
         files = (*map(str, self.config), to_config_argument(self.strategy_file))
         configs = [argument for file in files for argument in ("--config", file)]
         seed = ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.path)]
-        return ["fit", *configs, *seed, *self.arguments]
+        settings = [f"--{name}={value}" for name, value in self.settings.items()]
+        return ["fit", *configs, *seed, *self.arguments, *settings]
 
     def completion_record(self) -> CompletionRecord:
         """Return what is kept once this run is finished; its settings say whether a finished run is still this one."""
+        names = [path.name for path in self.config]
         return CompletionRecord(
             strategy=self.strategy,
             seed=self.seed,
             settings={
-                "config": {path.name: _read_yaml(path) for path in self.config},
-                "strategy": _read_yaml(self.strategy_file),
+                # by name, so that a comparison can be moved, unless files in different folders have the same one
+                "config": {
+                    name if names.count(name) == 1 else str(path): _read_yaml(path)
+                    for name, path in zip(names, self.config, strict=True)
+                },
+                "strategy": {**(_read_yaml(self.strategy_file) or {}), **self.settings},
                 "arguments": list(self.arguments),
             },
             command=shlex.join(["lightning-al", *self.command]),

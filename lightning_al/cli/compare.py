@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
-from lightning_al.analysis.learning_curves import read_curves
+from lightning_al.analysis.learning_curves import LearningCurves, group_by_labels, read_curves
 from lightning_al.cli.arguments import add_target, available_cores, print_line
 from lightning_al.cli.child_runs import Run, check_settings, run_all
+from lightning_al.cli.grid import expand, read_grid
 from lightning_al.cli.presets import resolve_config
 from lightning_al.report.comparison_tables import comparison_to_markdown
 from lightning_al.report.curve_plot import draw_comparison
@@ -72,14 +73,17 @@ def _main(arguments: list[str]) -> int:
 def plan(options: argparse.Namespace) -> list[Run]:
     """Return the runs of the comparison, seed by seed, so that a stopped comparison has complete seeds."""
     return [
-        Run(options.folder, name, seed, tuple(options.config), path, tuple(options.arguments))
+        Run(options.folder, name, seed, tuple(options.config), path, tuple(options.arguments), settings)
         for seed in options.seeds
-        for name, path in options.strategies.items()
+        for name, (path, settings) in options.strategies.items()
     ]
 
 
-def report(folder: Path, options: argparse.Namespace) -> Comparison:
-    """Compare the finished runs in a folder: print the tables, and write tables, numbers and figure to the folder."""
+def report(folder: Path, options: argparse.Namespace) -> list[Comparison]:
+    """Compare the finished runs in a folder: print the tables, and write tables, numbers and figure to the folder.
+
+    Strategies with other numbers of labels, as variants of the query size have, are compared apart.
+    """
     records = read_completions(folder)
     names = list(options.strategies) or sorted({record.strategy for record in records})
     chosen = [
@@ -94,25 +98,31 @@ def report(folder: Path, options: argparse.Namespace) -> Comparison:
     for record in chosen:
         folders[record.strategy][record.seed] = folder / run_name(record.strategy, record.seed)
     try:
-        comparison = Comparison(
-            {name: read_curves(paths, options.metric) for name, paths in folders.items() if paths},
-            options.metric,
-            options.baseline,
-            tuple(options.against),
-            tuple(options.target),
-            options.lower_is_better,
-        )
+        curves = {name: read_curves(paths, options.metric) for name, paths in folders.items() if paths}
+        comparisons = [_compare(group, options) for group in group_by_labels(curves)]
     except ValueError as error:
         raise RunRefusedError(str(error)) from error
     missing = [name for name, paths in folders.items() if not paths]
-    text = comparison_to_markdown(comparison)
+    text = "\n".join(comparison_to_markdown(comparison) for comparison in comparisons)
     if missing:
         text += f"\nNo finished run: {', '.join(missing)}.\n"
     print_line(f"\n{text}")
     write_atomically(folder / "comparison.md", text)
-    write_atomically(folder / "comparison.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
-    print_line(f"The learning curves are in {draw_comparison(comparison, folder / 'learning_curves.png')}.")
-    return comparison
+    for number, comparison in enumerate(comparisons, start=1):
+        suffix = f"-{number}" if len(comparisons) > 1 else ""
+        write_atomically(folder / f"comparison{suffix}.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
+        picture = draw_comparison(comparison, folder / f"learning_curves{suffix}.png")
+        print_line(f"The learning curves are in {picture}.")
+    return comparisons
+
+
+def _compare(curves: dict[str, LearningCurves], options: argparse.Namespace) -> Comparison:
+    """Compare some strategies with the baseline, or with the first variant of it if it has variants only."""
+    variants = (name for name in curves if name.startswith(f"{options.baseline},"))
+    baseline = options.baseline if options.baseline in curves else next(variants, options.baseline)
+    return Comparison(
+        curves, options.metric, baseline, tuple(options.against), tuple(options.target), options.lower_is_better
+    )
 
 
 class _Progress:
@@ -141,7 +151,7 @@ class _Progress:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments: `strategies` maps names to files, `seeds` is a list, and `arguments` is what follows `--`.
+    """Parse the arguments: `strategies` maps names to files and settings, and `arguments` is what follows `--`.
 
     Raises:
         SystemExit: With status 2 if an argument is out of range or a file is missing; the reason is printed.
@@ -151,7 +161,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments[:position])
     options.arguments = list(arguments[position + 1 :])
-    options.strategies = _resolve(parser, options.strategies)
+    try:
+        grid = read_grid(options.grid)
+    except ValueError as error:
+        parser.error(f"--grid {error}")
+    options.strategies = expand(_resolve(parser, options.strategies), grid, options.baseline)
     options.seeds = options.seed_list if options.seeds is None else list(range(options.seeds))
     if options.report_only:
         return options
@@ -174,9 +188,13 @@ def _find_problem(options: argparse.Namespace) -> str | None:
         return f"expected one or more different seeds, none below 0, got {options.seeds}"
     if options.workers < 1:
         return f"--workers {options.workers}: expected at least 1"
-    unknown = [name for name in (options.baseline, *options.against) if name not in options.strategies]
+    names = set(options.strategies) | {name.partition(",")[0] for name in options.strategies}
+    unknown = [name for name in (options.baseline, *options.against) if name not in names]
     if unknown and len(options.strategies) > 1:
-        return f"--baseline or --against {unknown[0]}: it is not among --strategies; add it, or name another --baseline"
+        return (
+            f"--baseline or --against {unknown[0]}: it is not among --strategies; add it, or name another --baseline: "
+            f"{', '.join(options.strategies)}"
+        )
     reserved = [word for word in options.arguments if word.split("=")[0] in RESERVED_ARGUMENTS]
     if reserved:
         return f"{reserved[0]} after --: a comparison sets seeds and folders itself; use --seeds and --folder"
@@ -213,6 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", nargs="+", type=Path, default=[], help="YAML files of data, model and trainer")
     parser.add_argument("--strategies", nargs="+", default=[], help="names of presets, such as margin, or YAML files")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        default=[],
+        metavar="SETTING=VALUE,...",
+        help="variants of the strategies, such as acquisition.passes=1,3,10,inf: all combinations of arguments of fit, "
+        "or YAML files that map names to such arguments; arguments of the acquisition leave out the baseline",
+    )
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", type=int, help=f"number of seeds per strategy: 0, 1, ... (default: {DEFAULT_SEEDS})")
     seeds.add_argument("--seed-list", type=int, nargs="+", metavar="SEED", help="the seeds themselves")

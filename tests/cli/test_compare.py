@@ -354,6 +354,12 @@ def test_another_setting_is_refused_by_name(study, story, arguments, change):
         ([*COMMAND, "--", "--overwrite", "true"], "--overwrite after --: a comparison sets seeds and folders itself"),
         ([*COMMAND, "--trainer.max_epochs", "5"], "unrecognized arguments: --trainer.max_epochs 5"),
         ([*COMMAND, "--repor"], "unrecognized arguments: --repor"),
+        ([*COMMAND, "--grid", "acquisition.passes"], "--grid acquisition.passes: expected SETTING=VALUE,VALUE,..."),
+        ([*COMMAND, "--grid", "a.b=[1"], "--grid a.b=[1: the values are not YAML"),
+        ([*COMMAND, "--grid", "a.b=1,1"], "--grid a.b=1,1: two values have the same name"),
+        ([*COMMAND, "--grid", "a.b=1", "a.b=2"], "expected each setting once, got a.b again in b=2"),
+        ([*COMMAND, "--grid", "no.yaml"], "--grid no.yaml: there is no such file"),
+        ([*COMMAND, "--grid", "toy.yaml"], "--grid toy.yaml: expected names of variants, each with settings"),
     ],
 )
 def test_what_would_go_wrong_is_refused(toy, capsys, arguments, message):
@@ -385,6 +391,54 @@ def test_runs_are_planned_seed_by_seed_with_the_arguments_given(toy):
     assert {run.arguments for run in runs} == {("--cycles=9",)}
     assert {run.config for run in runs} == {(Path("toy.yaml"),)}
     assert {run.folder for run in runs} == {Path("study")}
+
+
+GRIDS = [
+    # one strategy beside the baseline: the setting is the name; the baseline has no such argument
+    (["acquisition.passes=1,inf"], ["random", "passes=1", "passes=inf"]),
+    (["acquisition.passes=1,inf", "--baseline", "entropy"], ["entropy", "passes=1", "passes=inf"]),
+    (["trainer.max_epochs=1,2"], ["random,max_epochs=1", "random,max_epochs=2", "max_epochs=1", "max_epochs=2"]),
+    (
+        ["acquisition.query_size=3", "acquisition.x=[a],[b]"],
+        ["random,query_size=3", "query_size=3,x=a", "query_size=3,x=b"],
+    ),
+    (["variants.yaml"], ["random", "no-noise", "much"]),
+]
+
+
+@pytest.mark.parametrize(("grid", "names"), GRIDS)
+def test_a_grid_makes_variants_that_are_named_by_what_differs(toy, grid, names):
+    (toy / "variants.yaml").write_text(
+        "no noise: {acquisition.scale: 0}\nmuch: {acquisition.scale: 1, trainer.x: null}\n"
+    )
+    options = compare.parse([*COMMAND, "--seeds", "1", "--grid", *grid])
+    assert set(names) <= set(options.strategies)
+
+
+def test_a_variant_is_a_run_of_its_own_with_its_settings(toy):
+    (entropy, *_), first = (
+        compare.plan(compare.parse([*COMMAND, "--grid", f"acquisition.x={x}"])) for x in ("[1e-3]", 2)
+    )
+    assert (entropy.path, entropy.command[-1]) == (Path("study/x=1e-3-seed-0"), '--acquisition.x=["1e-3"]')
+    assert entropy.completion_record().settings["strategy"]["acquisition.x"] == '["1e-3"]'
+    assert first[1].command[-1].startswith("study")  # the baseline
+
+
+def test_variants_of_the_query_size_are_compared_apart(study, tmp_path):
+    shutil.copytree(study, tmp_path / "sizes")
+    for name in ("entropy", "random"):
+        path = tmp_path / "sizes" / f"{name}-seed-0"
+        variant = tmp_path / "sizes" / f"{name},query_size=9-seed-0"
+        shutil.copytree(path, variant)
+        (variant / "cycles.csv").write_text((path / "cycles.csv").read_text().replace("1,16,6", "1,19,9"))
+        record = (path / "finished.json").read_text()
+        (variant / "finished.json").write_text(record.replace(f'"{name}"', f'"{name},query_size=9"', 1))
+    done = call("--report-only", "--folder", tmp_path / "sizes")
+    assert done.status == 0
+    assert "## Area minus that of random\n" in done.output
+    assert "## Area minus that of random,query_size=9\n" in done.output
+    numbers = [json.loads((tmp_path / "sizes" / f"comparison-{number}.json").read_text()) for number in (1, 2)]
+    assert sorted(part["labels"] for part in numbers) == [[10, 16], [10, 19]]
 
 
 def test_three_seeds_are_the_default_and_one_strategy_needs_no_baseline(toy):
