@@ -6,7 +6,6 @@ python -m tests.ddp_runs folder strategy devices name...
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from lightning_al import EntropyAcquisition, NoiseStabilityAcquisition, RandomAcquisition, run_cycles
@@ -41,9 +40,6 @@ def main(folder: Path, strategy: str, devices: int, *names: str) -> None:
         data = make_data(initial_size=12)
         make = maker(acquisition, FullBatchClassifier, **options)
         run_cycles(make, data, cycles=2, run_dir=folder / name, reset=reset)
-    if torch.distributed.is_initialized():  # threads of a group that is still alive can abort the exit
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

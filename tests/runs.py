@@ -15,7 +15,7 @@ from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, Po
 from lightning_al.testing import ToyClassifier, ToyDataset
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-SECONDS = ("fit_seconds", "score_seconds", "select_seconds")
+SECONDS = ("fit_seconds", "score_seconds", "select_seconds", "track_seconds")
 
 
 class ValidatedClassifier(ToyClassifier):

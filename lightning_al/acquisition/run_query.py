@@ -44,7 +44,7 @@ def should_query(name: str, trainer: Trainer, trained: bool) -> bool:
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    if not trained:
+    if not trained and not QueryOptions.of(trainer).is_continued:
         rank_zero_warn(
             f"`{name}` labels nothing: this fit trained no batch (a finished trainer does not train again). Use a "
             "fresh Trainer for every cycle, as `run_cycles` does."
@@ -95,7 +95,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
         rank_zero_info(f"{name}: `fast_dev_run` scored {len(candidates)} samples, and labels nothing.")
         return
     pool.label(picks, strategy=name, scores=pick_scores, seconds=seconds)
-    datamodule.save_pool()
+    labeled_at = time.perf_counter()
     if trainer.loggers or options.preview_dir:
         with warn_on_failure("Summarizing the picks"), seeded(RandomStream.TRACKING, seed, pool.cycle):
             summary = summarize_query(
@@ -107,6 +107,8 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
                 options.num_preview_samples,
             )
             track_query(trainer.loggers, summary, options.preview_dir)
+    pool.history[-1].seconds["track"] = time.perf_counter() - labeled_at
+    datamodule.save_pool()  # last: after a kill before it the query is repeated, and reported again
     text = "".join(f", {metric.replace('_', ' ')} {value:.4g}" for metric, value in metrics.items())
     rank_zero_info(
         f"{name}: labeled {len(picks)} of {len(candidates)} candidates in {sum(seconds.values()):.1f} s{text}; {pool}."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 GRACE_SECONDS = 10.0  # between the polite request to end and the kill; enough to write a checkpoint of a small model
-DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
+DIE_WITH_PARENT = Path(__file__).parents[1] / "cycles" / "die_with_parent.py"
 
 
 def start_process(

@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query_options import QueryOptions
-from lightning_al.cycles.one_cycle import keep_checkpoints_in, run_cycle
+from lightning_al.cycles.checkpoints import FitState, choose_checkpoint, keep_checkpoints_in
+from lightning_al.cycles.one_cycle import run_cycle
 from lightning_al.cycles.reset import Reset, ResetPolicy
 from lightning_al.cycles.run_settings import check_pool_file, collect_settings
+from lightning_al.cycles.termination import Termination, ending_together
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.numerics.seeding import RandomStream, derive_seed
 from lightning_al.storage.cycles_table import CycleRecord, CycleRow
@@ -76,7 +78,7 @@ def run_cycles(
 
     Returns:
         One record per cycle, as in `cycles.csv`: `cycle, labeled, queried`, test metrics, `fit_seconds,
-        score_seconds, select_seconds`.
+        score_seconds, select_seconds, track_seconds`.
 
     Raises:
         ValueError: If an argument is out of range, the run folder holds a run with another configuration, or the
@@ -110,7 +112,8 @@ def run_cycles(
     folder = RunFolder(Path(run_dir))
     check_pool_file(datamodule, folder, overwrite)
     options = QueryOptions(ckpt, num_preview_samples, trust_checkpoints)
-    with locked_run(folder.path):
+    with ending_together(), locked_run(folder.path):
+        folder.delete_temporary_files()
         try:
             records = _run(
                 make, datamodule, folder, cycles, policy, options, config, may_change, overwrite, target or {}
@@ -141,8 +144,8 @@ def _run(
         datamodule.reload_pool()
         if records:
             folder.check_records(records, datamodule.pool.history)
-    tracker = CycleTracker(folder, config, target)
-    for cycle in range(len(records), cycles):
+    tracker, first_cycle = CycleTracker(folder, config, target), len(records)
+    for cycle in range(first_cycle, cycles):
         if records and not records[-1].queried and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
             break
@@ -155,19 +158,17 @@ def _run(
         if overwrite and cycle == 0:
             folder.set_aside()
         folder.write_config(config)
-        query_options = replace(options, preview_dir=folder.preview_dir(cycle))
-        trainer.callbacks.append(query_options)  # type: ignore[attr-defined]
-        keep_checkpoints_in(folder.cycle(cycle) / "checkpoints", trainer)
+        checkpoint = _prepare_fit(trainer, datamodule, folder, cycle, options, continues=cycle == first_cycle)
         previous = folder.weights(cycle - 1) if cycle else None
         policy.apply(model, previous, trust_checkpoints=options.trust_checkpoints)
         datamodule.begin_cycle(cycle)
         tracker.begin_cycle(trainer, cycle)
-        records.append(run_cycle(trainer, model, datamodule, cycle, options))
+        records.append(run_cycle(trainer, model, datamodule, cycle, options, checkpoint))
         if policy.needs_previous:
             folder.write_weights(cycle, model)
             trainer.strategy.barrier()  # the other processes are about to read what the first one wrote
-        folder.write_records(records)
         tracker.end_cycle(trainer, records)
+        folder.write_records(records)  # last: after a kill before it the cycle is repeated, and reported again
         rank_zero_info(format_cycle(records[-1]))
         # trainer, model and optimizer refer to each other, and would stay in memory for cycles
         del trainer, model
@@ -175,6 +176,26 @@ def _run(
     rows = [record.to_row() for record in records]
     rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target)]))
     return records
+
+
+def _prepare_fit(
+    trainer: Trainer,
+    datamodule: ActiveLearningDataModule,
+    folder: RunFolder,
+    cycle: int,
+    options: QueryOptions,
+    *,
+    continues: bool,
+) -> Path | None:
+    """Add the callbacks of a cycle to its trainer; return the checkpoint from which an interrupted fit continues."""
+    checkpoints = folder.cycle(cycle) / "checkpoints"
+    keep_checkpoints_in(checkpoints, trainer)
+    # a later cycle of this process was not interrupted, and other processes may be behind
+    usable = datamodule if continues else None
+    checkpoint = choose_checkpoint(checkpoints, trainer, usable, cycle, trusted=options.trust_checkpoints)
+    query_options = replace(options, preview_dir=folder.preview_dir(cycle), is_continued=checkpoint is not None)
+    trainer.callbacks += [query_options, FitState(cycle, checkpoint), Termination()]  # type: ignore[attr-defined]
+    return checkpoint
 
 
 def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:

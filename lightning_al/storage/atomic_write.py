@@ -9,6 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+class FileNotWrittenError(OSError):
+    """A file that could not be written, as on a full disk; the old one is unchanged."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: BaseException) -> None:
+        super().__init__(
+            f"{os.fspath(path)} was not written ({getattr(reason, 'strerror', None) or reason}), and nothing else was "
+            "changed. Make room on the disk, or the folder writable, and repeat the command."
+        )
+
+
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write a file that holds either the old content or all of the new one, also after a crash.
 
@@ -20,9 +30,16 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         text: The complete new content.
 
     Raises:
-        OSError: If the file cannot be written; the old file is then unchanged.
+        FileNotWrittenError: If the file cannot be written; the old file is then unchanged.
 
     """
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise FileNotWrittenError(path, error) from error
+
+
+def _write(path: str | os.PathLike[str], text: str) -> None:
     path = Path(os.path.realpath(path))  # a link stays, and the file it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -25,6 +25,7 @@ class CycleRecord:
         fit_seconds: Time of the fit without the query.
         score_seconds: Time to score the candidates.
         select_seconds: Time to select from them.
+        track_seconds: Time to look at the picks, write previews and log the query; 0 in files before version 0.2.
         metrics: Test metrics by name.
 
     """
@@ -35,6 +36,7 @@ class CycleRecord:
     fit_seconds: float
     score_seconds: float
     select_seconds: float
+    track_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -49,7 +51,7 @@ class CycleRecord:
 
 
 COUNTS = ("cycle", "labeled", "queried")
-SECONDS = ("fit_seconds", "score_seconds", "select_seconds")
+SECONDS = ("fit_seconds", "score_seconds", "select_seconds", "track_seconds")
 BOOKKEEPING = (*COUNTS, *SECONDS)  # the columns that are no metrics
 _TYPES = {column.name: column.type for column in fields(CycleRecord) if column.name != "metrics"}
 
@@ -92,7 +94,9 @@ def _parse(row: Mapping[str | None, str | None], source: str) -> CycleRecord:
     for name, text in row.items():
         if name is None:
             raise DamagedFileError(f"{source} has more cells than the header; {REMEDY}.")
-        if text is None or text == "":
+        if text is None:
+            raise DamagedFileError(f"{source} lacks the field `{name}`; {REMEDY}.")
+        if text == "":
             continue
         try:
             values[name] = int(text) if _TYPES.get(name) is int else float(text)

@@ -1,5 +1,6 @@
 """The folder of a run: the paths of its files, the checks before a run continues, and `overwrite`."""
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from lightning_al.storage.atomic_write import FileNotWrittenError
 from lightning_al.storage.cycles_table import CycleRecord, read_cycles, write_cycles
 from lightning_al.storage.pool_file import Labeling
 from lightning_al.storage.settings import describe_changes, plain, read_settings, write_settings
@@ -45,12 +47,26 @@ class RunFolder:
         return self.cycle(cycle) / "weights.ckpt"
 
     @rank_zero_only
+    def delete_temporary_files(self) -> None:
+        """Delete what a killed process was writing; call it while no other process writes here."""
+        for folder in (self.path, *self.path.glob("cycle-*")):
+            for path in folder.glob(".*.tmp"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    @rank_zero_only
     def write_weights(self, cycle: int, model: LightningModule) -> None:
         """Write the weights of a cycle for the next one, which may run in another process."""
         self.cycle(cycle).mkdir(parents=True, exist_ok=True)
-        partial = self.weights(cycle).with_suffix(".tmp")
-        torch.save({"state_dict": model.state_dict()}, partial)
-        partial.replace(self.weights(cycle))
+        partial = self.cycle(cycle) / ".weights.tmp"
+        try:
+            torch.save({"state_dict": model.state_dict()}, partial)
+            partial.replace(self.weights(cycle))
+        except (OSError, RuntimeError) as error:  # torch raises the second one for a full disk
+            partial.unlink(missing_ok=True)
+            raise FileNotWrittenError(self.weights(cycle), error) from error
 
     def read_records(self) -> list[CycleRecord]:
         """Return the records of the finished cycles.

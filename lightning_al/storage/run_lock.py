@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.atomic_write import FileNotWrittenError, write_atomically
 from lightning_al.storage.run_folder import RunRefusedError
 
 
@@ -26,28 +26,35 @@ def locked_run(folder: Path) -> Iterator[None]:
 
     Raises:
         RunRefusedError: If another process holds the lock, with its host and process id.
+        FileNotWrittenError: If the parent folder cannot be written.
 
     """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    holder = folder.with_name(f".{folder.name}.lock.json")
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    holder, path = (folder.with_name(f".{folder.name}.lock{suffix}") for suffix in (".json", ""))
+    lock, is_new = FileLock(path), not path.exists()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunRefusedError(
             f"The run in {folder} belongs to {_describe(holder)}. Wait until that has ended, stop it, or choose "
             "another run folder."
         ) from error
+    except OSError as error:
+        raise FileNotWrittenError(path, error) from error
     try:
+        for leftover in folder.parent.glob(f".{holder.name}.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         write_atomically(holder, json.dumps({"host": socket.gethostname(), "process": os.getpid()}) + "\n")
         yield
     finally:
         with suppress(FileNotFoundError):
             holder.unlink()
+        if is_new and not (folder / "pool.json").exists():  # a trial, or refused: nothing is left of it
+            path.unlink(missing_ok=True)
         lock.release()
 
 

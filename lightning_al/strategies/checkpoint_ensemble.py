@@ -81,6 +81,14 @@ class CheckpointEnsembleAcquisition(Acquisition):
         """Free the weights."""
         self._recent.clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights for a checkpoint, so that an interrupted fit continues with those of all its epochs."""
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the weights of the epochs before the checkpoint."""
+        self._recent.extend(state_dict["recent"])
+
     def prepare(self, context: QueryContext) -> None:
         """Copy the weights to the device."""
         if len(self._recent) < 2:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_al import (
     Acquisition,
     ActiveLearningCLI,
+    ActiveLearningDataModule,
     EntropyAcquisition,
     MarginAcquisition,
     Mixture,
@@ -26,6 +27,8 @@ from lightning_al import (
     run_cycles,
 )
 from lightning_al.numerics.seeding import RandomStream, derive_seed, seeded
+from lightning_al.storage.run_folder import RunFolder
+from lightning_al.storage.tracking_notes import read_notes
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.python_process import run_python
 from tests.runs import (
@@ -379,23 +382,83 @@ def test_the_redone_row_knows_how_long_the_lost_query_took(tmp_path):
     assert len(picks_in(tmp_path)) == 3
 
 
-@pytest.mark.filterwarnings(r"ignore:Checkpoint directory .* exists and is not empty")
-def test_a_redone_cycle_goes_by_its_own_best_checkpoint(tmp_path):
-    checkpoints = []
+class KilledError(Exception):
+    """Ends a run in the middle."""
 
-    def make(cycle):
-        checkpoints.append(ModelCheckpoint(monitor="val/loss", filename="best"))
-        callbacks = [EntropyAcquisition(5), checkpoints[-1]]
-        return make_trainer(*callbacks, enable_checkpointing=True, default_root_dir=tmp_path), ValidatedClassifier()
 
-    validated = {"val_dataset": ToyDataset(40, seed=2)}
-    first = run_cycles(make, make_data(**validated), cycles=2, ckpt="best")
-    lose_the_last_row(tmp_path)
-    second = run_cycles(make, make_data(**validated), cycles=2, ckpt="best")
-    assert without_seconds(second) == without_seconds(first)
-    paths = [Path(checkpoint.best_model_path) for checkpoint in checkpoints if checkpoint.best_model_path]
-    assert [path.name for path in paths] == ["best.ckpt", "best.ckpt", "best-v1.ckpt"]
-    assert paths[2].parent == paths[1].parent == tmp_path / "cycle-01" / "checkpoints"
+def kill_after(monkeypatch, cls, name, kills):
+    """Let a method raise after its work, where `kills` of its arguments says so."""
+    original = getattr(cls, name)
+
+    def run(self, *arguments):
+        original(self, *arguments)
+        if kills(self, *arguments):
+            raise KilledError
+
+    monkeypatch.setattr(cls, name, run)
+
+
+def logged_points(folder):
+    """Return the last value of each metric at each step, in the files of all processes, but for seconds."""
+    points = {}
+    for path in sorted(folder.rglob("metrics.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                points |= {(name, row["step"]): value for name, value in row.items() if value and "seconds" not in name}
+    return points
+
+
+MOMENTS = {
+    "the labels": (ActiveLearningDataModule, "save_pool", lambda data: data.pool.cycle == 2),
+    "the row of the cycle": (RunFolder, "write_records", lambda folder, records: len(records) == 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_after_a_kill_behind_what_is_written_last_nothing_is_missing(tmp_path, monkeypatch, moment):
+    def run(folder):
+        logger = CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+        make = maker(lambda: EntropyAcquisition(5), logger=logger, log_every_n_steps=1)
+        return run_cycles(make, make_data(), cycles=2, run_dir=folder / "run")
+
+    def files(folder):
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock")
+
+    expected = run(tmp_path / "expected")
+    with monkeypatch.context() as patch:
+        kill_after(patch, *MOMENTS[moment])
+        with pytest.raises(KilledError):
+            run(tmp_path / "killed")
+    assert without_seconds(run(tmp_path / "killed")) == without_seconds(expected)
+    assert logged_points(tmp_path / "killed") == logged_points(tmp_path / "expected")
+    assert files(tmp_path / "killed" / "run") == files(tmp_path / "expected" / "run")
+    notes = [read_notes(tmp_path / name / "run" / "tracking.json").steps for name in ("killed", "expected")]
+    assert notes[0] == notes[1]
+
+
+def test_labels_that_an_error_kept_from_the_file_are_written_when_the_datamodule_continues(tmp_path, monkeypatch):
+    def interrupt(data):
+        raise KilledError
+
+    make, data = maker(lambda: EntropyAcquisition(5)), make_data()
+    run_cycles(make, data, cycles=1, run_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ActiveLearningDataModule, "save_pool", interrupt)
+        with pytest.raises(KilledError):
+            run_cycles(make, data, cycles=2, run_dir=tmp_path)
+    run_cycles(make, data, cycles=2, run_dir=tmp_path)
+    assert [len(indices) for indices in picks_in(tmp_path)] == [10, 5, 5]
+
+
+def test_what_a_killed_process_was_writing_is_deleted(tmp_path):
+    make = maker(lambda: EntropyAcquisition(5))
+    run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
+    expected = sorted(tmp_path.rglob("*"))
+    (tmp_path / "cycle-00" / ".picked.tmp").mkdir()
+    for name in (".pool.json.abc.tmp", "cycle-00/.picked.tmp/1.png", "cycle-00/.weights.tmp"):
+        (tmp_path / name).touch()
+    run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == expected
 
 
 def test_another_configuration_is_refused_by_name(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import stat
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from lightning_al.storage import atomic_write as files
-from lightning_al.storage.atomic_write import write_atomically
+from lightning_al.storage.atomic_write import FileNotWrittenError, write_atomically
 
 LETTERS = "abcdefgh"
 LENGTH = 2_000_000
@@ -40,6 +41,19 @@ def test_an_exception_leaves_the_old_content_and_no_temporary_file(tmp_path, old
         write_atomically(path, "new" * 100_000 + "\ud800")
     assert os.listdir(tmp_path) == ([] if old is None else ["notes.txt"])
     assert old is None or path.read_text() == old
+
+
+def test_a_full_disk_leaves_the_old_file_and_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "pool.json").write_text("old")
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    expected = r"pool\.json was not written \(No space left on device\), and nothing else was changed\. Make room"
+    with pytest.raises(FileNotWrittenError, match=expected):
+        write_atomically(tmp_path / "pool.json", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_target_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path):

@@ -17,7 +17,17 @@ def test_records_come_back_exactly_with_their_types(tmp_path):
     write_cycles(tmp_path / "cycles.csv", records)
     stored = read_cycles(tmp_path / "cycles.csv")
     assert stored == records
-    assert [type(value) for value in stored[1].to_row().values()] == [int, int, int, float, float, float, float, float]
+    assert [type(value) for value in stored[1].to_row().values()] == [
+        int,
+        int,
+        int,
+        float,
+        float,
+        float,
+        float,
+        float,
+        float,
+    ]
 
 
 def test_not_a_number_comes_back(tmp_path):
@@ -28,10 +38,15 @@ def test_not_a_number_comes_back(tmp_path):
 def test_columns_are_counts_then_metrics_of_all_records_then_seconds(tmp_path):
     write_cycles(tmp_path / "cycles.csv", [record(0), record(1, late=2.0)])
     assert (tmp_path / "cycles.csv").read_text().splitlines() == [
-        "cycle,labeled,queried,late,fit_seconds,score_seconds,select_seconds",
-        "0,10,1,,0.25,1e-07,0.5",
-        "1,11,1,2.0,0.25,1e-07,0.5",
+        "cycle,labeled,queried,late,fit_seconds,score_seconds,select_seconds,track_seconds",
+        "0,10,1,,0.25,1e-07,0.5,0.0",
+        "1,11,1,2.0,0.25,1e-07,0.5,0.0",
     ]
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path):
+    (tmp_path / "cycles.csv").write_text(f"{HEADER}\n0,10,1,0.5,0.25,1e-07,0.5\n")
+    assert read_cycles(tmp_path / "cycles.csv") == [record(0, **{"test/accuracy": 0.5})]
 
 
 def test_a_metric_counts_where_every_cycle_has_it():
@@ -45,10 +60,11 @@ def test_a_metric_counts_where_every_cycle_has_it():
         (f"{HEADER}\n0,10,5,0.5,1,1,1\n1,10.5,5,0.5,1,1,1\n", r"row 2: `labeled` is '10\.5'"),
         (f"{HEADER}\n0,10,5,good,1,1,1\n", r"row 1: `test/accuracy` is 'good', expected a number"),
         (f"{HEADER}\n0,10,5,0.5,1\n", r"row 1 lacks the field `score_seconds`"),
+        (f"{HEADER},track_seconds\n0,10,5,0.5,1,1,1\n", r"row 1 lacks the field `track_seconds`"),
         ("cycle,labeled\n0,10\n", r"row 1 lacks the field `queried`"),
         (f"{HEADER}\n0,10,5,0.5,1,1,1,7\n", r"row 1 has more cells than the header"),
     ],
-    ids=["text", "fraction", "metric", "cut off", "no column", "too many"],
+    ids=["text", "fraction", "metric", "cut off", "cut off at the end", "no column", "too many"],
 )
 def test_a_damaged_table_names_file_row_and_column(tmp_path, text, message):
     (tmp_path / "cycles.csv").write_text(text)

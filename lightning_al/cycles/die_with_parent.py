@@ -14,12 +14,18 @@ import sys
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
-def main(parent: int, command: list[str]) -> None:
-    """Ask for SIGKILL at the end of the parent, then become the command."""
-    # where the kernel forbids it, the command runs without this protection
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+def die_with(parent: int) -> None:
+    """Ask Linux for SIGKILL at the end of the parent process; exit if it has ended already."""
+    if sys.platform == "linux":
+        # where the kernel forbids it, the process goes on without this protection
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:  # it ended before the request
         sys.exit("The process that started this one has ended.")
+
+
+def main(parent: int, command: list[str]) -> None:
+    """Bind this process to the parent, then become the command."""
+    die_with(parent)
     try:
         os.execvp(command[0], command)
     except OSError as error:
