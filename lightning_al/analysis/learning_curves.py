@@ -72,7 +72,7 @@ def read_curves(folders: Mapping[int, Path], metric: str) -> LearningCurves:
         The curves, by ascending seed.
 
     Raises:
-        ValueError: If a run has no such metric, or other numbers of labels than the first.
+        ValueError: If a run has no such metric, labels that do not grow, or other numbers of labels than the first.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -206,6 +206,12 @@ def _read_run(folder: Path, metric: str) -> tuple[Array, Array, Array, Array]:
         raise ValueError(f"{table} has no `{metric}` in every row; it has {', '.join(available) or 'no metric'}.")
     labels = np.array([record.labeled for record in records], dtype=np.float64)
     values = np.array([record.metrics[metric] for record in records], dtype=np.float64)
+    if bool((np.diff(labels) <= 0).any()):
+        raise ValueError(
+            f"{table} has {_format_labels(labels)} labels, which do not grow from cycle to cycle, so there is no "
+            "curve: a query labels nothing after a fit that trained no batch. Train at least one epoch, or leave the "
+            "run out."
+        )
     fit_seconds = np.array([record.fit_seconds for record in records], dtype=np.float64)
     query_seconds = [record.query_seconds if record.queried else math.nan for record in records]
     return labels, values, fit_seconds, np.array(query_seconds, dtype=np.float64)

@@ -17,7 +17,8 @@ def summarize_run(records: Sequence[CycleRecord], target: Mapping[str, float]) -
 
     Returns:
         Numbers by name: `area/<metric>`, the mean of the curve over the label axis; `labels_to/<metric>`, the number of
-        labels at which it reaches the target, left out while it does not; `total/<part>_seconds`.
+        labels at which it reaches the target, left out while it does not; `total/<part>_seconds`. Where the labels of a
+        cycle are not more than those of the one before, as after fits of 0 epochs, there is no curve but the totals.
 
     Example:
         >>> records = [
@@ -31,7 +32,7 @@ def summarize_run(records: Sequence[CycleRecord], target: Mapping[str, float]) -
     """
     labels = np.array([record.labeled for record in records], dtype=np.float64)
     summary: dict[str, float] = {}
-    for name in metric_names(records):
+    for name in metric_names(records) if bool((np.diff(labels) > 0).all()) else ():
         values = np.array([record.metrics[name] for record in records], dtype=np.float64)
         summary[f"area/{name}"] = float(area(labels, values))
         if name in target:

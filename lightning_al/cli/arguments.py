@@ -5,6 +5,13 @@ import os
 import sys
 from typing import TextIO
 
+from lightning_al.storage.atomic_write import FileNotWrittenError
+from lightning_al.storage.run_folder import RunRefusedError
+from lightning_al.storage.schema import DamagedFileError
+
+# Errors whose message says all: commands print it without a traceback.
+EXPLAINED_ERRORS = (RunRefusedError, DamagedFileError, FileNotWrittenError)
+
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Add `--target`, the values of the metric for which a command reports the number of labels needed."""

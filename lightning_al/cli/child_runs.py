@@ -1,5 +1,6 @@
 """Several runs of `lightning-al fit` side by side, each in its own process; finished runs are not repeated."""
 
+import itertools
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lightning_al.cli.arguments import available_cores
@@ -115,7 +117,12 @@ def check_settings(finished: Sequence[CompletionRecord], current: Sequence[Compl
 
 
 def run_all(
-    runs: Sequence[Run], workers: int, report: Callable[[Run, float, int], None], *, to_terminal: bool = False
+    runs: Sequence[Run],
+    workers: int,
+    report: Callable[[Run, float, int], None],
+    *,
+    to_terminal: bool = False,
+    devices: Sequence[str] = (),
 ) -> list[Run]:
     """Run what is not finished, in the order given and at most `workers` at a time.
 
@@ -125,6 +132,7 @@ def run_all(
             OMP_NUM_THREADS is set already.
         report: Receives each run that ended, its minutes and the exit status of its process.
         to_terminal: Let the processes write to the terminal, and not to their logs.
+        devices: GPUs of which each run sees one, in turn; without any, every run sees all.
 
     Returns:
         The runs that failed.
@@ -136,7 +144,12 @@ def run_all(
     threads = max(1, available_cores() // workers)
     # wandb would announce every offline run
     environment = {"OMP_NUM_THREADS": str(threads), "WANDB_SILENT": "true", **os.environ}
-    children = [_ChildRun(run, environment, to_terminal) for run in runs if not run.finished]
+    visible = [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
+    unfinished = [run for run in runs if not run.finished]
+    children = [
+        _ChildRun(run, environment | device, to_terminal)
+        for run, device in zip(unfinished, itertools.cycle(visible), strict=False)
+    ]
     failed = []
 
     def on_end(position: int, status: int) -> None:
@@ -152,6 +165,23 @@ def run_all(
 
     run_processes([child.start for child in children], workers, on_end)
     return failed
+
+
+def devices_to_share_out(run: Run) -> list[str]:
+    """Return the GPUs that runs can get one each of, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Args:
+        run: One of the runs; none is shared out if its files or arguments set `trainer.devices`.
+
+    """
+    trainers = [content.get("trainer") or {} for content in map(_read_yaml, run.config) if isinstance(content, dict)]
+    chosen = any(word.startswith("--trainer.devices") for word in run.command)
+    if chosen or any("devices" in trainer for trainer in trainers if isinstance(trainer, dict)):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 @dataclass

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.analysis.learning_curves import LearningCurves, group_by_labels, read_curves
-from lightning_al.cli.arguments import add_target, available_cores, print_line
-from lightning_al.cli.child_runs import Run, check_settings, run_all
+from lightning_al.cli.arguments import EXPLAINED_ERRORS, add_target, available_cores, print_line
+from lightning_al.cli.child_runs import Run, check_settings, devices_to_share_out, run_all
 from lightning_al.cli.grid import expand, read_grid
 from lightning_al.cli.presets import resolve_config
 from lightning_al.report.comparison_tables import comparison_to_markdown
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except RunRefusedError as refusal:
+    except EXPLAINED_ERRORS as refusal:
         print_line(f"lightning-al compare: {refusal}", sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,7 +60,8 @@ def _main(arguments: list[str]) -> int:
     finished = sum(run.finished for run in runs)
     print_line(f"{len(runs)} runs in {options.folder}, {finished} of them finished.")
     progress = _Progress(len(runs), finished, options.metric)
-    failed = run_all(runs, options.workers, progress)
+    devices = [] if options.share_devices else devices_to_share_out(runs[0])
+    failed = run_all(runs, options.workers, progress, devices=devices)
     if any(run.finished for run in runs):
         report(options.folder, options)
     if failed:
@@ -245,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"), help="for all runs (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="runs at a time (default: one per core, %(default)s)"
+    )
+    parser.add_argument(
+        "--share-devices",
+        action="store_true",
+        help="let every run see all GPUs (default: one each, in turn, unless `trainer.devices` is set)",
     )
     parser.add_argument("--report-only", "--no-run", action="store_true", help="run nothing, report the finished runs")
     parser.add_argument("--metric", default="test/accuracy", help="column of cycles.csv (default: %(default)s)")

@@ -6,8 +6,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from lightning_al.cli.arguments import EXPLAINED_ERRORS
 from lightning_al.cli.fit import EPILOG, ActiveLearningCLI
-from lightning_al.storage.run_folder import RunRefusedError
 
 if TYPE_CHECKING:  # it imports jsonargparse, whose absence `fit` explains
     from lightning.pytorch.cli import ArgsType
@@ -49,5 +49,5 @@ def main(args: "ArgsType" = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     try:
         ActiveLearningCLI(args=args, parser_kwargs={"epilog": EPILOG})
-    except RunRefusedError as refusal:  # its message is complete; a traceback would hide it
+    except EXPLAINED_ERRORS as refusal:  # its message is complete; a traceback would hide it
         sys.exit(f"lightning-al: {refusal}")

@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_al.analysis.comparison import Comparison
-from lightning_al.cli.arguments import add_target, print_line
+from lightning_al.cli.arguments import EXPLAINED_ERRORS, add_target, print_line
 from lightning_al.report.groups import Group, choose_metric, compare_groups, group_runs
 from lightning_al.report.page import make_page
 from lightning_al.report.pictures import draw_pictures
 from lightning_al.report.runs import find_runs
 from lightning_al.storage.atomic_write import write_atomically
 from lightning_al.storage.cycles_table import metric_names
-from lightning_al.storage.run_folder import RunRefusedError
 
 REQUIRED_PACKAGES = ("jinja2", "matplotlib", "plotly", "scipy")
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for file in write_report(options):
             print_line(str(file))
-    except RunRefusedError as refusal:
+    except EXPLAINED_ERRORS as refusal:
         print_line(f"lightning-al report: {refusal}", sys.stderr)
         return 1
     return 0

@@ -89,7 +89,7 @@ def _draw_curves(axes: "Axes", comparison: Comparison, styles: Styles, on_second
         order, marked = 3 + len(ranked) - place, (place % marker_step, marker_step)
         axes.plot(x, mean, label=_spaced(name), markersize=4, linewidth=1.5, markevery=marked, zorder=order, **style)
         axes.fill_between(x, mean - error, mean + error, alpha=0.12, color=style["color"], linewidth=0, zorder=2)
-    axes.set(xlabel="seconds of fit and query" if on_seconds else "labeled samples", ylabel=comparison.metric)
+    axes.set(xlabel="seconds of fit and query" if on_seconds else "labeled samples", ylabel=literal(comparison.metric))
     if len(labels) <= MAX_TICKS and not on_seconds:
         axes.set_xticks(labels)
     counts = sorted({len(curves.seeds) for curves in comparison.curves.values()})
@@ -126,5 +126,10 @@ def _draw_differences(axes: "Axes", comparison: Comparison, styles: Styles) -> N
     axes.tick_params(axis="y", length=0)
 
 
+def literal(text: str) -> str:
+    """Return a text that matplotlib shows as it is, also with dollars, between which it expects a formula."""
+    return text.replace("$", r"\$")
+
+
 def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+    return literal(name.replace("_", " "))

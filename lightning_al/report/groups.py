@@ -105,8 +105,8 @@ def choose_metric(runs: Sequence[ReportedRun], requested: str | None) -> tuple[s
 
 def compare_groups(
     groups: Sequence[Group], metric: str, baseline: str | None, lower_is_better: bool, targets: Sequence[float]
-) -> tuple[Comparison, list[Group]]:
-    """Compare the groups that have the same numbers of labels.
+) -> tuple[Comparison | None, list[Group]]:
+    """Compare the groups that have the same numbers of labels, which grow from cycle to cycle.
 
     Args:
         groups: At least one.
@@ -116,7 +116,8 @@ def compare_groups(
         targets: Values of the metric for which to report the labels needed.
 
     Returns:
-        The comparison, over the numbers of labels that most runs have, and the groups left out of it.
+        The comparison, over the numbers of labels that most runs have, and the groups left out of it; None if no run
+        has labels that grow.
 
     Raises:
         RunRefusedError: If there is no group of the baseline's name.
@@ -124,7 +125,10 @@ def compare_groups(
     """
     if baseline is not None and baseline not in {group.name for group in groups}:
         raise RunRefusedError(f"--baseline {baseline}: there is {', '.join(group.name for group in groups)}.")
-    runs_by_labels = Counter(group.labels for group in groups for _ in group.complete)
+    grown = [group for group in groups if list(group.labels) == sorted(set(group.labels))]
+    runs_by_labels = Counter(group.labels for group in grown for _ in group.complete)
+    if not runs_by_labels:
+        return None, list(groups)
     labels = max(runs_by_labels, key=lambda labels: (runs_by_labels[labels], len(labels)))
     compared = [group for group in groups if group.labels == labels]
     curves = {

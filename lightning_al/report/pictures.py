@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_al.analysis.comparison import Comparison
 from lightning_al.report.charts import CLASS_COLORS, SIDES, boxes_of, classes_of, is_wide
-from lightning_al.report.curve_plot import draw_comparison
+from lightning_al.report.curve_plot import draw_comparison, literal
 from lightning_al.report.groups import Group
 from lightning_al.report.runs import ReportedQuery, read_media
 
@@ -73,7 +73,7 @@ def draw_queries(queries: Sequence[ReportedQuery], title: str, path: Path) -> Pa
     sheet = _contact_sheet(queries)
     heights = [3.0] * bool(classes or scored) + ([9 * sheet.shape[0] / sheet.shape[1]] if sheet is not None else [])
     figure = Figure(figsize=(10, 0.6 + sum(heights or [1.0])), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(literal(title), fontsize=11)
     rows = list(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1.0], squeeze=False)[:, 0])
     if classes or scored:
         top_row = list(np.ravel(rows.pop(0).subplots(1, bool(classes) + bool(scored))))
@@ -96,7 +96,7 @@ def _draw_classes(axes: "Axes", queries: Sequence[ReportedQuery], classes: Seque
     bottom = np.zeros(len(queries))
     for position, name in enumerate(classes):
         counts = np.array([query.classes.get(name, 0) for query in queries])
-        axes.bar(cycles, counts, bottom=bottom, label=name, color=CLASS_COLORS[position % len(CLASS_COLORS)])
+        axes.bar(cycles, counts, bottom=bottom, label=literal(name), color=CLASS_COLORS[position % len(CLASS_COLORS)])
         bottom += counts
     axes.set(xlabel="cycle", ylabel="picks by class")
     axes.locator_params(integer=True)

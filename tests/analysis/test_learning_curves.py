@@ -53,6 +53,12 @@ def test_a_metric_that_is_missing_is_named_with_those_that_are_there(tmp_path):
         read_curves({0: write_run(tmp_path / "empty")}, "test/accuracy")
 
 
+def test_labels_that_do_not_grow_are_refused(tmp_path):
+    run = write_run(tmp_path / "run", "0,20,0,0.5,1,3,1,0.5", "1,20,0,0.75,1,4,0,0")
+    with pytest.raises(ValueError, match=r"cycles\.csv has 20, 20 labels, which do not grow .*Train at least"):
+        read_curves({0: run}, "test/accuracy")
+
+
 def test_runs_with_other_numbers_of_labels_are_refused(tmp_path):
     long = write_run(tmp_path / "long", "0,20,10,0.5,1,3,1,0.5", "1,30,0,0.75,1,4,0,0")
     short = write_run(tmp_path / "short", "0,20,10,0.5,1,3,1,0.5")

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from sklearn.metrics import auc
 
 from lightning_al.analysis.run_summary import summarize_run
-from lightning_al.storage.cycles_table import CycleRecord, metric_names
+from lightning_al.storage.cycles_table import SECONDS, CycleRecord, metric_names
 
 
 def records_of(**curves):
@@ -21,7 +23,7 @@ def test_areas_and_seconds():
     assert summary["total/fit_seconds"] == 6
     assert summary["total/score_seconds"] == 3
     assert summary["total/select_seconds"] == 1.5
-    assert len(summary) == 5
+    assert len(summary) == 6
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,11 @@ def test_labels_to_a_target_that_is_above_or_below(curve, target, labels):
 
 def test_a_target_that_is_not_reached_is_left_out():
     assert "labels_to/x" not in summarize_run(records_of(x=[0.5, 0.6, 0.9]), {"x": 0.95, "y": 1.0})
+
+
+def test_labels_that_do_not_grow_have_no_curve_but_totals():
+    records = [replace(record, labeled=10) for record in records_of(x=[1.0, 2.0, 3.0])]
+    assert set(summarize_run(records, {"x": 2.0})) == {f"total/{part}" for part in SECONDS}
 
 
 def test_a_metric_that_a_cycle_lacks_is_none():

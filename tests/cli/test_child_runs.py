@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_al.cli import child_processes, child_runs
-from lightning_al.cli.child_runs import Run, check_settings, run_all
+from lightning_al.cli.child_runs import Run, check_settings, devices_to_share_out, run_all
 from lightning_al.storage.completion import read_completions, write_completion
 from lightning_al.storage.run_folder import RunRefusedError
 from tests.cli.process_checks import everyone_is_gone, wait_until
@@ -172,6 +172,24 @@ def test_processes_share_the_processor(make, monkeypatch, cores, workers, given,
     run = make(do="print(os.environ['OMP_NUM_THREADS'], os.environ['WANDB_SILENT'])")
     run_all([run], workers, Report())
     assert run.log.read_text().splitlines()[1] == f"{threads} true"
+
+
+def test_runs_take_turns_with_the_devices_that_are_visible(make, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
+    runs = [make("random", seed, "note(os.environ['CUDA_VISIBLE_DEVICES'])") for seed in range(3)]
+    run_all(runs, 1, Report(), devices=devices_to_share_out(runs[0]))
+    assert [word for word, _ in events(runs[0])[1::3]] == ["3", "GPU-a", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [("trainer: {devices: 2}", ()), ("", ("--trainer.devices=2",)), ("trainer: {devices: auto}", ())],
+)
+def test_devices_that_are_set_are_left_alone(make, monkeypatch, text, arguments):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    run = make(arguments=arguments)
+    run.config[0].write_text(text)
+    assert devices_to_share_out(run) == []
 
 
 def test_a_run_may_write_to_the_terminal(make, capfd):

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import ActiveLearningCLI, ActiveLearningDataModule, EntropyAcquisition, Pool
+from lightning_al.cli.entry_point import main
 from lightning_al.storage.run_folder import RunRefusedError
 from lightning_al.testing import ToyDataset
 from tests.python_process import run_python
@@ -344,6 +345,15 @@ def test_the_kept_configuration_is_a_configuration(toy):
     ActiveLearningCLI(args=[*toy, "--cycles=1"])
     cli = ActiveLearningCLI(args=["fit", "--config=run/config.yaml", "--cycles=2"])
     assert [record["labeled"] for record in cli.records] == [10, 16]
+
+
+@pytest.mark.parametrize("name", ["cycles.csv", "pool.json"])
+def test_a_damaged_file_is_a_sentence(toy, name):
+    Path("run").mkdir()
+    Path("run", "pool.json").write_text("damaged")
+    Path("run", "cycles.csv").write_text("damaged\n1\n" if name == "cycles.csv" else "cycle\n")
+    with pytest.raises(SystemExit, match=f"^lightning-al: {Path('run', name)}"):
+        main(toy)
 
 
 def test_a_pool_file_of_the_users_own_is_refused(toy):

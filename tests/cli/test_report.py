@@ -27,11 +27,17 @@ def test_a_page_and_pictures_of_real_runs(tmp_path, capsys):
 def test_a_run_without_test_metrics_is_shown_without_curves(tmp_path):
     folder = real_run(tmp_path / "run", lambda: EntropyAcquisition(6), seed=0)
     rows = (folder / "cycles.csv").read_text().splitlines()
-    kept = [",".join(row.split(",")[:3] + row.split(",")[-3:]) for row in rows]
+    kept = [",".join(row.split(",")[:3] + row.split(",")[-4:]) for row in rows]
     (folder / "cycles.csv").write_text("\n".join(kept) + "\n")
     assert main([str(folder), "--output", str(tmp_path / "out" / "page.html")]) == 0
     assert "no learning curves" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "out" / "page").iterdir()] == ["queries-EntropyAcquisition.png"]
+
+
+def test_a_run_whose_labels_do_not_grow_is_shown_without_curves(tmp_path):
+    folder = written_run(tmp_path / "run", labels=(10, 10, 10), metric="cost in $ and $")
+    assert main([str(folder)]) == 0
+    assert "no learning curves" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_several_folders_are_reported_where_they_lie(tmp_path):

@@ -157,6 +157,11 @@ def test_the_suffix_chooses_the_format(draw, tmp_path):
     assert "<svg" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
+def test_dollars_in_names_are_no_formula(draw):
+    comparison = replace(study(2), metric=r"cost in $ \\and $")
+    assert draw(comparison).axes[0].get_ylabel() == r"cost in \$ \\and \$"
+
+
 def test_a_missing_matplotlib_is_explained(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"lightning_al\[report\]") as caught:
