@@ -3,6 +3,7 @@
 from lightning_al.formulas.badge import badge
 from lightning_al.formulas.bait import bait
 from lightning_al.formulas.batch_bald import batch_bald, joint_entropy
+from lightning_al.formulas.calibration import calibration_error, fit_temperature
 from lightning_al.formulas.coverage import k_center, kmeans_plus_plus
 from lightning_al.formulas.disagreement import (
     bald,
@@ -28,8 +29,10 @@ __all__ = [
     "bald",
     "batch_bald",
     "boltzmann",
+    "calibration_error",
     "entropy",
     "expected_entropy",
+    "fit_temperature",
     "herding",
     "joint_entropy",
     "k_center",

@@ -25,6 +25,7 @@ class QueryContext:
         budget: How many of them will be picked.
         candidates: Their dataset indices, ascending.
         read: Returns batches of any samples, by dataset indices, on the device; the same on every process.
+        read_validation: Returns batches of the validation data, in the same way.
 
     """
 
@@ -36,6 +37,7 @@ class QueryContext:
     budget: int
     candidates: Sequence[int]
     read: Callable[[Sequence[int]], Iterable[Any]]
+    read_validation: Callable[[], Iterable[Any]]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lightning_al.acquisition.agreement import check_agreement
 from lightning_al.acquisition.candidates import query_seed, subsample
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.query_options import QueryOptions
+from lightning_al.data.dataloaders import first_loader
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.model.clone import scoring_clone
 from lightning_al.model.memory_format import prefer_channels_last
@@ -158,8 +159,13 @@ def _measure(
         def read(indices: Sequence[int]) -> Iterator[Any]:
             return (transfer(part.batch) for part in datamodule.pool_dataloader(indices, shard=False))
 
+        def read_validation() -> Iterator[Any]:
+            return (transfer(batch) for batch in first_loader(datamodule.val_dataloader()) or ())
+
         first = next(read(candidates[:NUM_EXAMPLES]))
-        context = QueryContext(predictor, first, seed, cycle, len(candidates), budget, candidates, read)
+        context = QueryContext(
+            predictor, first, seed, cycle, len(candidates), budget, candidates, read, read_validation
+        )
         prefer_channels_last(predictor, context.batch)
         acquisition.prepare(context)
         scoring = ScoringPass(

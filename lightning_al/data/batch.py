@@ -100,6 +100,15 @@ def _from_mapping(
     )
 
 
+def targets_in(batch: Any) -> list[Tensor]:
+    """Return the tensors of a batch that may be its targets: by their keys, or all behind the first entry."""
+    if isinstance(batch, Mapping):
+        return [batch[key] for key in LABEL_KEYS if isinstance(batch.get(key), Tensor)]
+    if not isinstance(batch, (list, tuple)):
+        return []
+    return [target for entry in batch[1:] for target in ([entry] if isinstance(entry, Tensor) else targets_in(entry))]
+
+
 def first_input(batch: Any) -> Tensor:
     """Return the tensor that describes the samples of a batch best: the first of its inputs, never a label.
 

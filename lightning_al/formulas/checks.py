@@ -32,6 +32,15 @@ def check_scores(name: str, scores: Tensor, argument: str = "scores") -> None:
         )
 
 
+def check_labels(name: str, labels: Tensor, outputs: Tensor) -> None:
+    """Raise unless there is one class per row of outputs (N, C)."""
+    if outputs.ndim != 2 or labels.shape != outputs.shape[:1] or labels.is_floating_point() or not len(labels):
+        raise ValueError(
+            f"`{name}(labels)`: expected integer classes of shape (N,) for outputs of shape (N, C), N >= 1, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)} for {tuple(outputs.shape)}"
+        )
+
+
 def checked_centers(name: str, centers: Tensor, points: Tensor) -> Tensor:
     """Return the validated centers in the dtype and on the device of the points."""
     if centers.ndim != 2 or len(centers) == 0 or centers.shape[1] != points.shape[1]:

@@ -9,7 +9,9 @@ from lightning_al.formulas.checks import check_budget, check_scores, checked_poi
 from lightning_al.formulas.greedy import Vectors, nearest_centers, squared_distances
 
 # Points whose gains are computed at a time, in one product with all points.
-_BLOCK = 256
+_BLOCK = 32
+# Points whose distances to all points are computed at a time.
+_TILE = 256
 # The neighbor whose distance is the width of the kernel.
 _NEIGHBOR = 10
 
@@ -36,7 +38,7 @@ def herding(points: Tensor, budget: int, *, labeled: Tensor, width: float, weigh
     Raises:
         ValueError: If a number is out of range, or a tensor has another shape or dtype or overflowing values.
 
-    Cost: no forward pass; N (N + M) D multiplications, and for every pick those of a few blocks of N * 256 * D: gains
+    Cost: no forward pass; N (N + M) D multiplications, and for every pick those of a few blocks of N * 32 * D: gains
         only fall, so that a point is looked at again only if its last gain could still be the largest.
 
     Example:
@@ -97,7 +99,9 @@ def neighbor_width(points: Tensor) -> float:
     points = checked_points("neighbor_width", "points", points)
     vectors, count = Vectors(points - points.mean(dim=0)), min(_NEIGHBOR, len(points) - 1)
     # one of the nearest is the point itself
-    tiles = [squared_distances(tile, vectors).kthvalue(count + 1).values for tile in vectors.tiles(_BLOCK)]
+    tiles = [
+        squared_distances(tile, vectors).topk(count + 1, largest=False).values[:, -1] for tile in vectors.tiles(_TILE)
+    ]
     distances = torch.cat(tiles)
     positive = distances[distances > 0]
     return math.sqrt(float(positive.median())) if len(positive) else 1.0
@@ -124,7 +128,7 @@ def labeled_width(labeled: Tensor) -> float:
     """
     labeled = checked_points("labeled_width", "labeled", labeled)
     vectors = Vectors(labeled - labeled.mean(dim=0) if len(labeled) else labeled)
-    squares = [squared_distances(tile, vectors) for tile in vectors.tiles(_BLOCK)] if len(labeled) else []
+    squares = [squared_distances(tile, vectors) for tile in vectors.tiles(_TILE)] if len(labeled) else []
     positive = [tile[tile > 0].min() for tile in squares if bool((tile > 0).any())]
     return math.sqrt(float(torch.stack(positive).min())) if positive else 1.0
 

@@ -1,10 +1,13 @@
 """A predictor whose outputs are divided by a temperature, so that probabilities are less or more sure."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_al.data.batch import describe, targets_in
+from lightning_al.formulas.calibration import fit_temperature
 from lightning_al.model.predictor import Predictor
 
 
@@ -39,3 +42,33 @@ class TemperedPredictor(Predictor):
     def __call__(self, batch: Any) -> Tensor:
         """Return raw outputs of shape (B, C, *positions) over the temperature."""
         return super().__call__(batch) / self.temperature
+
+
+def fit_temperature_on(predictor: Predictor, batches: Iterable[Any]) -> float:
+    """Return the temperature with the smallest calibration error on labeled batches.
+
+    Args:
+        predictor: The model as a function from a batch to logits.
+        batches: Batches of samples with their classes, that were not trained on.
+
+    Raises:
+        ValueError: If there is no batch, the outputs have several positions, or a batch has no classes.
+
+    """
+    outputs, labels = [], []
+    for batch in batches:
+        outputs.append(predictor(batch))
+        classes = [
+            target
+            for target in targets_in(batch)
+            if not target.is_floating_point() and target.shape == outputs[-1].shape[:1]
+        ]
+        if not classes:
+            raise ValueError(
+                f"`temperature`: expected the class of each sample in a batch of validation data, got {describe(batch)}"
+                ". Pass a number instead."
+            )
+        labels.append(classes[0])
+    if not outputs:
+        raise ValueError("`temperature`: expected validation data to fit it on, got no batch. Pass a number instead.")
+    return fit_temperature(torch.cat(outputs), torch.cat(labels))

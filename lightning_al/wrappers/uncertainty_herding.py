@@ -6,6 +6,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_al.acquisition.candidates import check_bound
@@ -14,7 +17,7 @@ from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.herding import herding, labeled_width, neighbor_width
 from lightning_al.model.predictor import Predictor
-from lightning_al.model.tempered_predictor import TemperedPredictor
+from lightning_al.model.tempered_predictor import TemperedPredictor, fit_temperature_on
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 Width = float | Literal["neighbors", "labeled"]
@@ -44,6 +47,8 @@ class UncertaintyHerding(Wrapper):
             falls as labels grow, which leads from coverage to uncertainty.
         exponent: Power of the scores that weights them, positive; 0.5 for squared distances, such as noise stability.
         temperature: Divides the logits before the other acquisition scores, positive; above 1 it evens out scores.
+            `"validation"` takes the one with the smallest calibration error on the validation data, at least 1; the
+            authors hold 30 % of the labels out of a second training for it.
         candidates: Most candidates per query, drawn at random, since the cost grows with their square; None for all.
 
     Raises:
@@ -73,15 +78,17 @@ class UncertaintyHerding(Wrapper):
         features: str | None = None,
         width: Width = "neighbors",
         exponent: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float | Literal["validation"] = 1.0,
         candidates: int | None = 10_000,
     ) -> None:
         super().__init__(query_size, acquisition)
-        numbers = (exponent, temperature, 1.0 if isinstance(width, str) else width)
-        if not all(0 < number < math.inf for number in numbers) or width not in ("neighbors", "labeled", numbers[-1]):
+        numbers = [exponent, *(value for value in (width, temperature) if not isinstance(value, str))]
+        words = isinstance(width, str) and width not in ("neighbors", "labeled")
+        words = words or (isinstance(temperature, str) and temperature != "validation")
+        if words or not all(0 < number < math.inf for number in numbers):
             raise ValueError(
                 f"`UncertaintyHerding(width={width!r}, exponent={exponent!r}, temperature={temperature!r})`: expected "
-                'positive numbers, and for the width also "neighbors" or "labeled".'
+                'positive numbers; the width may be "neighbors" or "labeled", the temperature "validation".'
             )
         self.embeddings = embeddings
         self.features = features
@@ -96,6 +103,16 @@ class UncertaintyHerding(Wrapper):
         self.needs_labeled = True
         self.needs_forward = self.inner.needs_forward or not self.embedding_source.in_file
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise before training if there is no validation data for the temperature."""
+        super().setup(trainer, pl_module, stage)
+        data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.temperature == "validation" and not is_overridden("val_dataloader", data):
+            raise MisconfigurationException(
+                '`UncertaintyHerding(temperature="validation")`: the data has no `val_dataloader`. Add one, pass '
+                "`ActiveLearningDataModule(val_dataset=...)`, or use a number."
+            )
+
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Return at most `candidates` of those that the other acquisition measures."""
         measured = self.inner.subsample_candidates(indices, budget, generator)
@@ -107,8 +124,13 @@ class UncertaintyHerding(Wrapper):
         self._shape: tuple[int, ...] = (0,)
         if not self.inner.needs_forward:
             return
-        if self.temperature != 1:
-            self._predictor = TemperedPredictor(context.predictor, context.batch, self.temperature)
+        self._temperature = (
+            fit_temperature_on(context.predictor, context.read_validation())
+            if isinstance(self.temperature, str)
+            else self.temperature
+        )
+        if self._temperature != 1:
+            self._predictor = TemperedPredictor(context.predictor, context.batch, self._temperature)
         super().prepare(replace(context, predictor=self._predictor))
         rows = self.inner.measure_chunk(self._predictor, [context.batch])
         self._shape = tuple(rows.shape[1:])
@@ -144,6 +166,11 @@ class UncertaintyHerding(Wrapper):
         if not self.inner.needs_forward:
             return None
         return self.inner.score(rows[:, : math.prod(self._shape)].reshape(len(rows), *self._shape))
+
+    def metrics(self, query: Query) -> dict[str, float]:
+        """Return the metrics of the other acquisition, and a temperature that was fitted."""
+        fitted = isinstance(self.temperature, str) and self.inner.needs_forward
+        return {**super().metrics(query), **({"temperature": self._temperature} if fitted else {})}
 
     def _weights(self, scores: Tensor | None) -> Tensor:
         """Return non-negative weights from scores; raise if there are none, or they are below their bound."""

@@ -50,7 +50,7 @@ def test_picks_are_those_of_a_loop_over_all_points_and_gains_fall(labeled, width
 
 
 def test_blocks_of_outdated_gains_change_no_pick():
-    points, labeled, weights = problem(3, count=700)
+    points, labeled, weights = problem(3, count=300)
     rows, _ = brute_force(points, labeled, weights, 4, 0.5)
     assert herding(points, 4, labeled=labeled, width=0.5, weights=weights).tolist() == rows
 

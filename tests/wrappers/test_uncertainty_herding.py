@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import normalize
 
 from lightning_al import (
     Acquisition,
+    ActiveLearningDataModule,
     BADGEAcquisition,
     BALDAcquisition,
     CoreSetAcquisition,
@@ -23,7 +25,7 @@ from lightning_al import (
     functional,
 )
 from lightning_al.numerics.seeding import seeded
-from lightning_al.testing import ToyClassifier
+from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.wrappers.fits import alone, fit, picks_of
 
 SCORED = {
@@ -80,6 +82,43 @@ def test_a_temperature_divides_the_logits_that_the_other_acquisition_scores():
     assert picks(ToyClassifier, temperature=0.05) == picks(Tempered) != picks(ToyClassifier)
 
 
+def data_to_validate(targets=None):
+    part = ToyDataset(size=60, seed=1)
+    targets = part.targets if targets is None else targets
+    validation = torch.utils.data.TensorDataset(part.points, targets)
+    return ActiveLearningDataModule(ToyDataset(), initial_size=20, batch_size=32, val_dataset=validation)
+
+
+class Overconfident(ToyClassifier):
+    def forward(self, points):
+        logits = super().forward(points)
+        return logits if self.training else 300 * logits
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+def test_a_temperature_is_fitted_on_the_validation_data(caplog):
+    def picks(temperature):
+        acquisition = UncertaintyHerding(7, MarginAcquisition, embeddings="input", temperature=temperature)
+        with seeded(0):
+            return picks_of(acquisition, model=Overconfident(), data=data_to_validate())
+
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        fitted = picks("validation")
+    temperature = float(re.search(r"temperature ([\d.]+)", caplog.text)[1])
+    assert temperature > 5
+    assert fitted == picks(temperature) != picks(1.0)
+
+
+def test_a_temperature_needs_validation_data_with_classes():
+    acquisition = UncertaintyHerding(7, MarginAcquisition, temperature="validation")
+    with pytest.raises(MisconfigurationException, match="the data has no `val_dataloader`"):
+        fit(acquisition)
+    with pytest.raises(ValueError, match="expected the class of each sample in a batch of validation data"):
+        fit(acquisition, model=Overconfident(), data=data_to_validate(torch.rand(60)))
+
+
 def test_probabilities_have_no_temperature():
     class Sure(ToyClassifier):
         def forward(self, points):
@@ -113,11 +152,20 @@ def test_an_acquisition_without_suitable_scores_is_refused(factory, message):
 
 @pytest.mark.parametrize(
     "options",
-    [{"width": 0.0}, {"width": "wide"}, {"exponent": 0.0}, {"temperature": -1.0}, {"width": float("inf")}],
+    [
+        {"width": 0.0},
+        {"width": "wide"},
+        {"temperature": "test"},
+        {"exponent": 0.0},
+        {"temperature": -1.0},
+        {"width": float("inf")},
+    ],
 )
 def test_arguments_out_of_range_are_refused(options):
     ((name, value),) = options.items()
-    message = rf"`UncertaintyHerding\(.*{name}={re.escape(repr(value))}.*\)`: expected positive numbers, and for the"
+    message = (
+        rf"`UncertaintyHerding\(.*{name}={re.escape(repr(value))}.*\)`: expected positive numbers; the width may be"
+    )
     with pytest.raises(ValueError, match=message):
         UncertaintyHerding(7, MarginAcquisition, **options)
 
