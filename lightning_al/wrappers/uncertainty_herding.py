@@ -163,14 +163,19 @@ class UncertaintyHerding(Wrapper):
 
     def score(self, rows: Tensor) -> Tensor | None:
         """Return the scores of the other acquisition; None if it has none."""
-        if not self.inner.needs_forward:
-            return None
-        return self.inner.score(rows[:, : math.prod(self._shape)].reshape(len(rows), *self._shape))
+        return self.inner.score(self._rows_of_inner(rows)) if self.inner.needs_forward else None
 
     def metrics(self, query: Query) -> dict[str, float]:
         """Return the metrics of the other acquisition, and a temperature that was fitted."""
-        fitted = isinstance(self.temperature, str) and self.inner.needs_forward
-        return {**super().metrics(query), **({"temperature": self._temperature} if fitted else {})}
+        if not self.inner.needs_forward:
+            return self.inner.metrics(query)
+        pool, labeled = (self._rows_of_inner(rows) for rows in (query.pool, query.labeled_rows()))
+        metrics = self.inner.metrics(replace(query, pool=pool, labeled=labeled))
+        return {**metrics, "temperature": self._temperature} if isinstance(self.temperature, str) else metrics
+
+    def _rows_of_inner(self, rows: Tensor) -> Tensor:
+        """Return the measurements of the other acquisition, which come first, in their shape."""
+        return rows[:, : math.prod(self._shape)].reshape(len(rows), *self._shape)
 
     def _weights(self, scores: Tensor | None) -> Tensor:
         """Return non-negative weights from scores; raise if there are none, or they are below their bound."""

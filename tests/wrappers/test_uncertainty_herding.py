@@ -82,6 +82,12 @@ def test_a_temperature_divides_the_logits_that_the_other_acquisition_scores():
     assert picks(ToyClassifier, temperature=0.05) == picks(Tempered) != picks(ToyClassifier)
 
 
+def test_metrics_of_the_other_acquisition_are_those_of_its_rows():
+    prepared, query = alone(UncertaintyHerding(7, partial(NoiseStabilityAcquisition, passes=4)))
+    stability, expected = alone(NoiseStabilityAcquisition(7, passes=4))
+    assert prepared.metrics(query) == stability.metrics(expected)
+
+
 def data_to_validate(targets=None):
     part = ToyDataset(size=60, seed=1)
     targets = part.targets if targets is None else targets
