@@ -1,8 +1,7 @@
 """Batches and samples: their inputs, labels and rows, and the arguments of `forward`."""
 
 import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -152,36 +151,6 @@ def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
         return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == size else tensor
 
     return apply_to_collection(batch, Tensor, take)
-
-
-def label_of(sample: Any) -> int:
-    """Return the class of one sample of a dataset.
-
-    Args:
-        sample: (input, label, ...) or a mapping with a usual key (`label`, `target`, `y`, ...).
-
-    Returns:
-        The class as an integer.
-
-    Raises:
-        ValueError: If there is no scalar label.
-
-    """
-    label: Any = None
-    if isinstance(sample, Mapping):
-        label = next((sample[key] for key in LABEL_KEYS if key in sample), None)
-    elif isinstance(sample, Sequence) and not isinstance(sample, str):
-        # the first scalar after the input, so neither a second input nor an index at the end
-        scalars = (entry for entry in sample[1:] if math.prod(getattr(entry, "shape", ())) == 1)
-        label = next(scalars, None)
-    if math.prod(getattr(label, "shape", (0,))) == 1:  # of NumPy or torch
-        label = label.item()
-    if not isinstance(label, (int, float)) or int(label) != label:
-        raise ValueError(
-            f"Found no class label in {describe(sample)}: expected (input, label) or one of the keys "
-            f"{', '.join(LABEL_KEYS)}. Pass explicit indices as `initial_size`, or leave `balanced_start` off."
-        )
-    return int(label)
 
 
 def describe(value: Any) -> str:

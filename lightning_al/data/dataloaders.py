@@ -16,7 +16,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
+    WeightedRandomSampler,
 )
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -119,7 +119,7 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
 
     Raises:
         TypeError: If it is not one `DataLoader`, or its dataset is a stream.
-        MisconfigurationException: If its sampler keeps a part of the dataset out of training.
+        MisconfigurationException: If its sampler may keep a part of the dataset out of training.
 
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -128,14 +128,28 @@ def check_loader(loader: Any, source: str) -> DataLoader[Any]:
             f"`{source}` returned a {kind}; expected one DataLoader over a map-style dataset, whose samples have "
             "indices. Join several datasets with `ConcatDataset`; materialize a stream."
         )
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    sampler = getattr(loader.batch_sampler, "sampler", None)
     size = len(loader.dataset)  # type: ignore[arg-type]
-    if isinstance(sampler, SubsetRandomSampler) and len(sampler) < size:  # the rest may be the validation data
+    if loader.batch_sampler is not None and not _draws_from_all(sampler, size):
+        kind = type(sampler if sampler is not None else loader.batch_sampler).__name__
         raise MisconfigurationException(
-            f"`{source}` draws from {len(sampler)} of {size} samples with a SubsetRandomSampler, but the whole dataset "
-            "would become the pool. Use `DataLoader(Subset(dataset, indices), shuffle=True)` instead."
+            f"`{source}` samples by a {kind}, which may leave out some of the {size} samples, such as validation data, "
+            "but all of them would become the pool. Expected a sequential, random or weighted sampler of the whole "
+            "dataset: use `shuffle=True`, and `Subset(dataset, indices)` for a part of it."
         )
     return loader
+
+
+def _draws_from_all(sampler: Any, size: int) -> bool:
+    """Return whether a sampler is known to draw from every sample of the dataset."""
+    # exactly these classes, since one derived from them may draw from less
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return len(sampler.data_source) == size
+    if type(sampler) is DistributedSampler:
+        return len(sampler.dataset) == size  # type: ignore[arg-type]
+    if type(sampler) is WeightedRandomSampler:
+        return len(sampler.weights) == size and bool((sampler.weights > 0).all())
+    return False
 
 
 def first_loader(loaders: Any) -> DataLoader[Any] | None:
@@ -148,7 +162,7 @@ def first_loader(loaders: Any) -> DataLoader[Any] | None:
 
 
 def labeled_loader(
-    wrapped: DataLoader[Any], indices: list[int], batch_size: int | None, num_workers: int | None
+    wrapped: DataLoader[Any], indices: Sequence[int], batch_size: int | None, num_workers: int | None
 ) -> DataLoader[Any]:
     """Make a training loader over some samples of the dataset of another loader.
 

@@ -4,7 +4,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,27 +13,22 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_al.data.dataloaders import (
-    TRANSFER_HOOKS,
-    PoolBatch,
-    PoolView,
-    check_loader,
-    first_loader,
-    labeled_loader,
-    pool_loader,
-)
+from lightning_al.data.dataloaders import TRANSFER_HOOKS, PoolBatch, PoolView, labeled_loader, pool_loader
 from lightning_al.data.datasets_module import DatasetsModule
 from lightning_al.data.evaluation_view import evaluation_dataset
 from lightning_al.data.fingerprint import fingerprint, warn_if_reads_differ
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.data.pool import Pool
+from lightning_al.data.stored_pool import check_identity, merge_pools
+from lightning_al.data.targets import LabelKey
+from lightning_al.data.wrapped_loaders import WrappedLoaders
 from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
 
 PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
 
 
 class NoPoolError(MisconfigurationException, AttributeError):
-    """The pool was read before `setup("fit")`; an `AttributeError` too, so that `hasattr` returns False."""
+    """The pool was read before `setup("fit")`; an `AttributeError`, so that `hasattr` returns False."""
 
 
 class ActiveLearningDataModule(LightningDataModule):
@@ -41,7 +36,7 @@ class ActiveLearningDataModule(LightningDataModule):
 
     The wrapped datamodule or dataset is used as it is: its loaders' batch size, workers, collate function and
     pinned memory carry over, and its validation, test and predict loaders pass through. An index always means a
-    position in the dataset of its `train_dataloader`. Attributes of your own are at `trainer.datamodule.datamodule`.
+    position in the dataset of its `train_dataloader`. Attributes that this class lacks are the wrapped datamodule's.
 
     Pool samples are read with evaluation transforms: from `pool_dataset`; else from the training data with the
     transforms of the validation data; else from the training data itself, with a warning if two reads differ.
@@ -49,7 +44,8 @@ class ActiveLearningDataModule(LightningDataModule):
     Args:
         datamodule_or_train_dataset: A `LightningDataModule`, or any map-style dataset.
         initial_size: The first labeled part: a number of samples, a share of the dataset in (0, 1], or indices.
-        pool_dataset: The training samples under evaluation transforms, in the same order.
+        pool_dataset: The training samples under evaluation transforms, in the same order; other samples are refused
+            where names, raw data or positions show them.
         val_dataset: Validation data, where a dataset is wrapped.
         test_dataset: Test data, where a dataset is wrapped.
         batch_size: Samples per training batch; by default that of the wrapped loader, 32 for a dataset.
@@ -60,13 +56,17 @@ class ActiveLearningDataModule(LightningDataModule):
         seed: Seed of the initial draw, of the candidates, of `setup` (so that a `random_split` in it is the same
             in every process) and of acquisitions that have no seed of their own.
         pool_file: JSON file that keeps the pool; read if it exists, written after each labeling.
+        label_key: Where a sample has its target: a position, or a key; by default the second of two entries, or the
+            only one with a usual name (`label`, `target`, `y`, ...). Classes are counted by it, and it is no part of
+            the identity of the data.
 
     Raises:
         TypeError: If the data is neither a datamodule nor a map-style dataset.
         ValueError: If a size is out of range.
 
-    Cost: one 32-bit integer per sample. Every `setup("fit")` reads 8 samples for the fingerprint, each twice; the first
-    one also reads 4 samples twice, to see whether reads differ, and every label if `balanced_start`.
+    Cost: one 32-bit integer per sample. A dataset is identified once, by names, by 256 rows of an array, or by 32
+    samples that are each read twice. The first `setup("fit")` also reads 4 samples three times, to see whether reads
+    or collated batches differ, and every label if `balanced_start`.
 
     Example:
         >>> from lightning_al.testing import ToyDataset
@@ -92,6 +92,7 @@ class ActiveLearningDataModule(LightningDataModule):
         balanced_start: bool = False,
         seed: int = 0,
         pool_file: str | os.PathLike[str] | None = None,
+        label_key: LabelKey | None = None,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "pool_batch_size": pool_batch_size, "candidates": candidates}
@@ -106,22 +107,18 @@ class ActiveLearningDataModule(LightningDataModule):
                 )
             self.datamodule: LightningDataModule = datamodule_or_train_dataset
         else:
-            self.datamodule = DatasetsModule(
-                datamodule_or_train_dataset,
-                val_dataset,
-                test_dataset,
-                batch_size=batch_size or 32,
-                num_workers=num_workers or 0,
-            )
+            datasets = (datamodule_or_train_dataset, val_dataset, test_dataset)
+            self.datamodule = DatasetsModule(*datasets, batch_size=batch_size or 32, num_workers=num_workers or 0)
         self.initial_size = check_initial_size(initial_size)
         self.pool_dataset = pool_dataset
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.num_workers = num_workers
         self.pool_batch_size = pool_batch_size
         self.candidates = candidates
         self.balanced_start = balanced_start
         self.seed = seed
         self.pool_file = None if pool_file is None else Path(pool_file)
+        self.label_key = label_key
         for flag in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             setattr(self, flag, getattr(self.datamodule, flag))
         for name in PASSED_THROUGH:
@@ -130,8 +127,30 @@ class ActiveLearningDataModule(LightningDataModule):
                 setattr(self, name, getattr(self.datamodule, name))
         self._pool: Pool | None = None
         self._train_dataset: Any = None
+        self._fingerprint = ""  # of the dataset above
         self._evaluation_dataset: Any = None
         self._cycle: int | None = None
+        self._loaders = WrappedLoaders(self.datamodule, seed)
+
+    if not TYPE_CHECKING:  # where mypy would accept any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an attribute of the wrapped datamodule that this one lacks."""
+            if hasattr(type(self), name):  # a property that raised
+                return object.__getattribute__(self, name)
+            wrapped = self.__dict__.get("datamodule")
+            if not name.startswith("_") and hasattr(wrapped, name):
+                return getattr(wrapped, name)
+            raise AttributeError(f"Neither `ActiveLearningDataModule` nor {type(wrapped).__name__} has {name!r}.")
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples per training batch: as given or set, else as the wrapped datamodule has it under this name."""
+        return getattr(self.datamodule, "batch_size", None) if self._batch_size is None else self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int | None) -> None:
+        self._batch_size = batch_size
 
     @property
     def pool(self) -> Pool:
@@ -178,15 +197,20 @@ class ActiveLearningDataModule(LightningDataModule):
         if stage != "fit":
             return
         first_time = self._train_dataset is None
-        self._train_dataset = self._wrapped_loader().dataset
-        self._evaluation_dataset = evaluation_dataset(self._train_dataset, self.pool_dataset, self._evaluation_loader())
+        self._loaders.clear()
+        training, evaluation = self._loaders.get()
+        self._evaluation_dataset = evaluation_dataset(training.dataset, self.pool_dataset, evaluation)
         if first_time:
-            warn_if_reads_differ(self._evaluation_dataset)
+            warn_if_reads_differ(self._evaluation_dataset, (evaluation or training).collate_fn, self.label_key)
+        if training.dataset is not self._train_dataset:
+            self._train_dataset, self._fingerprint = training.dataset, fingerprint(training.dataset, self.label_key)
         self._refresh_pool()
 
     def teardown(self, stage: str) -> None:
         """Run `teardown` of the wrapped datamodule."""
         self.datamodule.teardown(stage)
+        if stage == "fit":
+            self._loaders.clear()
 
     def on_exception(self, exception: BaseException) -> None:
         """Run `on_exception` of the wrapped datamodule."""
@@ -195,7 +219,7 @@ class ActiveLearningDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a loader over the labeled part, with the options of the wrapped training loader."""
         labeled = self.pool.labeled_by(self.cycle)
-        return labeled_loader(self._wrapped_loader(), labeled, self.batch_size, self.num_workers)
+        return labeled_loader(self._loaders.for_training(), labeled, self._batch_size, self.num_workers)
 
     def candidate_indices(self) -> "array[int]":
         """Return the unlabeled dataset indices that this cycle can pick from, ascending."""
@@ -220,13 +244,13 @@ class ActiveLearningDataModule(LightningDataModule):
         if self._evaluation_dataset is None:
             raise MisconfigurationException('`pool_dataloader()` needs the data: call `setup("fit")` first.')
         view = PoolView(self._evaluation_dataset, self.candidate_indices() if indices is None else indices)
-        wrapped = self._wrapped_loader()
+        training, evaluation = self._loaders.get()
         # the training loader's collate function may augment (mixup), the validation loader's should not
-        collate_fn = (self._evaluation_loader() or wrapped).collate_fn
-        batch_size = self.pool_batch_size or self.batch_size
+        collate_fn = (evaluation or training).collate_fn
+        batch_size = self.pool_batch_size or self._batch_size
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer and shard else (0, 1)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return pool_loader(view, wrapped, collate_fn, batch_size, self.num_workers, rank, world_size, pinned=on_gpu)
+        return pool_loader(view, training, collate_fn, batch_size, self.num_workers, rank, world_size, pinned=on_gpu)
 
     @rank_zero_only
     def save_pool(self) -> None:
@@ -252,45 +276,25 @@ class ActiveLearningDataModule(LightningDataModule):
         self.datamodule.load_state_dict(state_dict["datamodule"])
         if "pool" in state_dict:
             source = "The checkpoint's pool"
-            self._merge_stored_pool(Pool.from_state_dict(state_dict["pool"], source), source)
+            self._merge(Pool.from_state_dict(state_dict["pool"], source), source)
 
     def reload_pool(self) -> None:
         """Read the pool file again, after other processes (`ddp_spawn`) or a person may have labeled."""
         if self.pool_file is not None and self.pool_file.exists():
-            self._merge_stored_pool(Pool.load(self.pool_file), f"Pool file {self.pool_file}")
+            self._merge(Pool.load(self.pool_file), f"Pool file {self.pool_file}")
+
+    def _merge(self, stored: Pool, source: str) -> None:
+        self._pool = merge_pools(self._pool, stored, source, kept_in_file=self.pool_file is not None)
 
     def _refresh_pool(self) -> None:
         self.reload_pool()
-        size, digest = len(self._train_dataset), fingerprint(self._train_dataset)
+        size, before = len(self._train_dataset), self._pool and self._pool.fingerprint
         if self._pool is None:
-            pool, generator = Pool(size, digest), make_generator(RandomStream.INITIAL, self.seed)
-            indices = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start)
-            pool.label(indices, strategy="initial")
+            pool, generator = Pool(size, self._fingerprint), make_generator(RandomStream.INITIAL, self.seed)
+            options = (self.initial_size, generator, self.balanced_start, self.label_key)
+            pool.label(draw_initial(self._train_dataset, *options), strategy="initial")
             self._pool = pool
-            self.save_pool()
         source = "The pool" if self.pool_file is None else f"Pool file {self.pool_file}"
-        self._pool.check_dataset(size, digest, source)
-
-    def _merge_stored_pool(self, pool: Pool, source: str) -> None:
-        """Replace the current pool by a stored one, unless the current one extends it."""
-        current = self._pool
-        if current is not None:
-            pool.check_dataset(current.size, current.fingerprint, source)
-            if current.extends(pool):
-                return
-            # an initial set without a query is replaced, unless a file stores it
-            if not pool.extends(current) and (current.cycle > 0 or self.pool_file is not None):
-                raise ValueError(
-                    f"{source} and the current pool were labeled differently ({pool!r} and {current!r}), and "
-                    "neither may lose its labels. Start with an `ActiveLearningDataModule` that has not labeled yet."
-                )
-        self._pool = pool
-
-    def _wrapped_loader(self) -> DataLoader[Any]:
-        # indices must mean the same samples, even where a split is drawn in here
-        with seeded(RandomStream.SETUP, self.seed):
-            loader = self.datamodule.train_dataloader()
-        return check_loader(loader, f"{type(self.datamodule).__name__}.train_dataloader()")
-
-    def _evaluation_loader(self) -> DataLoader[Any] | None:
-        return first_loader(self.val_dataloader()) if is_overridden("val_dataloader", self) else None
+        check_identity(self._pool, size, self._fingerprint, source)
+        if self._pool.fingerprint != before:
+            self.save_pool()

@@ -34,7 +34,7 @@ class DatasetsModule(LightningDataModule):
                 f"`ActiveLearningDataModule({type(train).__name__})`: expected a LightningDataModule or a map-style "
                 "dataset (with `__getitem__` and `__len__`); samples need indices to be labeled by."
             )
-        self.train, self.val, self.test = train, val, test
+        self.train, self.val, self.test, self.batch_size = train, val, test, batch_size
         self._options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         # a hook counts as overridden only where there is data for it
         if val is not None:

@@ -4,9 +4,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from lightning_al.data.sample_content import hash_content
+from lightning_al.data.sample_sources import Source, find_names, find_rows, relative_names, sources_of
+
 TRANSFORM_ATTRIBUTES = ("transform", "target_transform", "transforms")
+NUM_COMPARED = 1000  # names or rows
 
 
 def evaluation_dataset(train_dataset: Any, pool_dataset: Any | None, evaluation: DataLoader[Any] | None) -> Any:
@@ -21,18 +26,60 @@ def evaluation_dataset(train_dataset: Any, pool_dataset: Any | None, evaluation:
         A dataset of the same length; the training data itself where no transforms are found.
 
     Raises:
-        ValueError: If `pool_dataset` has another length.
+        ValueError: If `pool_dataset` has other samples, as far as that can be seen.
 
     """
     if pool_dataset is not None:
-        if len(pool_dataset) != len(train_dataset):
-            raise ValueError(
-                f"`ActiveLearningDataModule(pool_dataset=...)`: expected the {len(train_dataset)} training samples "
-                f"under evaluation transforms, got {len(pool_dataset)}."
-            )
+        check_same_samples(train_dataset, pool_dataset)
         return pool_dataset
     view = None if evaluation is None else with_transforms_of(train_dataset, evaluation.dataset)
     return train_dataset if view is None else view
+
+
+def check_same_samples(train_dataset: Any, pool_dataset: Any) -> None:
+    """Raise if `pool_dataset` does not have the training samples in the same order.
+
+    Compared are the lengths and, of the datasets inside `Subset` and `ConcatDataset`, names in an attribute of the same
+    name, raw arrays `data` of datasets of one class, and positions in datasets of one class and length. Inputs differ
+    by their transforms, so they are not compared.
+
+    Args:
+        train_dataset: The training data.
+        pool_dataset: The argument of that name.
+
+    Raises:
+        ValueError: With what differs.
+
+    """
+    expected = f"expected the {len(train_dataset)} training samples in the same order under evaluation transforms"
+    if len(pool_dataset) != len(train_dataset):
+        raise ValueError(f"`ActiveLearningDataModule(pool_dataset=...)`: {expected}, got {len(pool_dataset)}.")
+    train, pool = sources_of(train_dataset), sources_of(pool_dataset)
+    places, pool_places = ([source.places.tobytes() for source in sources] for sources in (train, pool))
+    if places != pool_places:
+        return  # joined from other parts, so that nothing corresponds
+    for train_source, pool_source in zip(train, pool, strict=True):
+        difference = _describe_difference(train_source, pool_source)
+        if difference:
+            raise ValueError(f"`ActiveLearningDataModule(pool_dataset=...)`: {expected}, but {difference}.")
+
+
+def _describe_difference(train: Source, pool: Source) -> str:
+    names, pool_names = find_names(train, NUM_COMPARED), find_names(pool, NUM_COMPARED)
+    if names and pool_names and names[0] == pool_names[0]:
+        pairs = zip(relative_names(names[1]), relative_names(pool_names[1]), strict=True)
+        return next((f"`{names[0]}` has {there!r} where it has {here!r}" for here, there in pairs if here != there), "")
+    if type(train.dataset) is not type(pool.dataset) or len(train.dataset) != len(pool.dataset):
+        return ""
+    if not np.array_equal(train.positions, pool.positions):
+        return f"it takes other samples of its {type(pool.dataset).__name__}"
+    rows, pool_rows = (find_rows(source) if hasattr(source.dataset, "data") else None for source in (train, pool))
+    if rows is None or pool_rows is None or rows is pool_rows or rows.shape != pool_rows.shape:
+        return ""
+    for row in train.take(NUM_COMPARED).tolist():
+        if hash_content(rows[row]) != hash_content(pool_rows[row]):
+            return f"sample {row} of its `data` differs"
+    return ""
 
 
 def with_transforms_of(dataset: Any, reference: Any) -> Any | None:

@@ -6,32 +6,41 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from lightning_al.data.batch import label_of
 from lightning_al.data.sizes import is_size, resolve_size
+from lightning_al.data.targets import Label, LabelKey, find_target, to_labels
 
 
-def class_labels(dataset: Any, indices: Sequence[int] | None = None) -> list[int]:
+def class_labels(dataset: Any, indices: Sequence[int] | None = None, label_key: LabelKey | None = None) -> list[Label]:
     """Return the classes of samples, from an attribute of the dataset if it has one, else by reading the samples.
 
     Args:
         dataset: A map-style classification dataset.
         indices: Dataset indices; all by default.
+        label_key: Where a sample has its target. A name may also be that of an attribute of the dataset with all
+            targets; a position is always read from samples.
 
     Returns:
-        One integer per sample, in the order of `indices`.
+        One class per sample, or the classes of each in a multi-label dataset, in the order of `indices`.
 
     Raises:
-        ValueError: If a sample has no class label.
+        ValueError: If a target has no class.
+        AmbiguousTargetError: If more than one entry of a sample may be the target.
 
     """
     positions = range(len(dataset)) if indices is None else indices
     if isinstance(dataset, Subset):
-        return class_labels(dataset.dataset, [dataset.indices[index] for index in positions])
-    for name in ("targets", "labels", "y"):
-        values: Any = getattr(dataset, name, None)
+        return class_labels(dataset.dataset, [dataset.indices[index] for index in positions], label_key)
+    names = ("targets", "labels", "y") if label_key is None else (label_key,)
+    for name in names:
+        values: Any = getattr(dataset, name, None) if isinstance(name, str) else None
         if hasattr(values, "__len__") and len(values) == len(dataset):
-            return [label_of((None, values[index])) for index in positions]
-    return [label_of(dataset[index]) for index in positions]
+            return to_labels(values[index] for index in positions)
+    return to_labels(find_target(dataset[index], label_key) for index in positions)
+
+
+def classes_in(label: Label) -> tuple[int, ...]:
+    """Return all classes of a label: one, or those of a multi-label target."""
+    return label if isinstance(label, tuple) else (label,)
 
 
 def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float | list[int]:
@@ -54,7 +63,11 @@ def check_initial_size(initial_size: int | float | Sequence[int]) -> int | float
 
 
 def draw_initial(
-    dataset: Any, initial_size: int | float | list[int], generator: torch.Generator, balanced: bool = False
+    dataset: Any,
+    initial_size: int | float | list[int],
+    generator: torch.Generator,
+    balanced: bool = False,
+    label_key: LabelKey | None = None,
 ) -> list[int]:
     """Draw the first samples to label.
 
@@ -62,7 +75,9 @@ def draw_initial(
         dataset: A map-style dataset.
         initial_size: A number of samples, a share of the dataset, or the indices themselves.
         generator: Source of the draw.
-        balanced: Take each class once before any is taken twice; reads every label.
+        balanced: Take each class once before any is taken twice; reads every label. A sample with several classes
+            counts for each of them, and is drawn for the rarest.
+        label_key: Where a sample has its target, if it is declared.
 
     Returns:
         Distinct dataset indices.
@@ -78,14 +93,16 @@ def draw_initial(
     if count > size:
         raise ValueError(f"`ActiveLearningDataModule(initial_size={count})`: the dataset has {size} samples.")
     order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return (_round_robin(order, class_labels(dataset)) if balanced else order)[:count]
+    return (_round_robin(order, class_labels(dataset, label_key=label_key)) if balanced else order)[:count]
 
 
-def _round_robin(order: list[int], labels: list[int]) -> list[int]:
+def _round_robin(order: list[int], labels: list[Label]) -> list[int]:
     """Reorder so that each class comes once before any comes twice; within a class the order stays."""
-    counts: dict[int, int] = {}
+    counts: dict[int | None, int] = {}
     rounds = []
     for index in order:
-        rounds.append(counts.setdefault(labels[index], 0))
-        counts[labels[index]] += 1
+        classes: tuple[int | None, ...] = classes_in(labels[index]) or (None,)  # without a class: a class of its own
+        rounds.append(min(counts.get(name, 0) for name in classes))
+        for name in classes:
+            counts[name] = counts.get(name, 0) + 1
     return [order[row] for row in sorted(range(len(order)), key=rounds.__getitem__)]

@@ -27,6 +27,7 @@ class RandomStream(IntEnum):
     CLUSTERS = 10
     SUBSAMPLING = 11
     TRACKING = 12
+    IDENTITY = 13
 
 
 def derive_seed(*entropy: int) -> int:

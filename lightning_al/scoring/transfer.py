@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_al.data.dataloaders import TRANSFER_HOOKS
+from lightning_al.data.dataloaders import TRANSFER_HOOKS, PoolBatch
 from lightning_al.numerics.float32 import LOW_PRECISION
 
 
@@ -54,6 +54,8 @@ def match_precision(batch: Any, module: nn.Module) -> Any:
 
 
 def to_module(batch: Any, module: nn.Module) -> Any:
-    """Move a batch to the device of a plain module, for use without a trainer."""
+    """Move a batch, also one of the pool with its indices, to the device of a module, for use without a trainer."""
+    if isinstance(batch, PoolBatch):
+        batch = batch.batch
     tensor = next(iter(module.parameters()), torch.empty(0))
     return match_precision(move_data_to_device(batch, tensor.device), module)

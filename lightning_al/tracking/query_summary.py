@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_al.data.datamodule import ActiveLearningDataModule
-from lightning_al.data.initial_labels import class_labels
+from lightning_al.data.initial_labels import class_labels, classes_in
 from lightning_al.data.media import Media, media_of
 from lightning_al.data.pool import Pool
+from lightning_al.data.targets import AmbiguousTargetError, Label
 from lightning_al.formulas.redundancy import redundancy
 from lightning_al.model.clone import scoring_clone
 from lightning_al.model.features import Features
@@ -35,7 +37,7 @@ class PickedSample:
         rank: 0 for the first pick.
         score: The score by the strategy, if it has one.
         predicted: The predicted class, or the value of a regression with one output; None for other outputs.
-        label: The class, if the dataset has it.
+        label: The class, or the classes of a multi-label sample as text, if the dataset has them.
         media: The sample as a picture, a recording or a text.
 
     """
@@ -44,7 +46,7 @@ class PickedSample:
     rank: int
     score: float | None
     predicted: int | float | None
-    label: int | None
+    label: int | str | None
     media: Media | None
 
 
@@ -118,7 +120,7 @@ def summarize_query(
         predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
         outputs, features = _forward(predictor, (transfer(part.batch) for part in loader))
     labeling = datamodule.pool.history[-1]
-    labels = _known_labels(loader.dataset)
+    labels = _known_labels(datamodule, loader.dataset)
     predicted = _predicted(outputs)
     all_metrics = {**metrics, **_class_metrics(labels)}
     if features is not None and len(features) > 1:
@@ -129,7 +131,7 @@ def summarize_query(
             rank,
             labeling.scores[rank] if labeling.scores else None,
             predicted[rank] if predicted else None,
-            labels[rank] if labels else None,
+            _displayed(labels[rank]) if labels else None,
             media_of(loader.dataset[rank][1]),
         )
         for rank, index in enumerate(labeling.indices[:num_preview_samples])
@@ -167,18 +169,25 @@ def _predicted(outputs: list[Tensor]) -> list[int] | list[float] | None:
     return predicted
 
 
-def _known_labels(view: Any) -> list[int] | None:
+def _known_labels(datamodule: ActiveLearningDataModule, view: Any) -> list[Label] | None:
     try:
-        return class_labels(view.dataset, view.indices)
+        return class_labels(view.dataset, view.indices, datamodule.label_key)
+    except AmbiguousTargetError as error:
+        rank_zero_info(f"The classes of the picks are not counted. {error}")
+        return None
     except ValueError:  # a regression, a mask, or no label yet
         return None
 
 
-def _class_metrics(labels: Sequence[int] | None) -> dict[str, float]:
+def _displayed(label: Label) -> int | str:
+    return label if isinstance(label, int) else ", ".join(map(str, label))
+
+
+def _class_metrics(labels: Sequence[Label] | None) -> dict[str, float]:
     if not labels:
         return {}
-    counts = Counter(labels)
-    shares = [count / len(labels) for count in counts.values()]
+    counts = Counter(name for label in labels for name in classes_in(label))
+    shares = [count / counts.total() for count in counts.values()]
     metrics = {"label_entropy": -sum(share * math.log(share) for share in shares) + 0.0}
     if len(counts) <= MAX_COUNTED_CLASSES:
         metrics |= {f"label/{label}": float(counts[label]) for label in sorted(counts)}

@@ -20,6 +20,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -275,7 +276,6 @@ def test_a_distributed_sampler_stays_distributed(shuffle):
     "sampler",
     [
         WeightedRandomSampler([1.0] * 20, 20),
-        SubsetRandomSampler(range(20)),
         RandomSampler(Squares(), replacement=True),
         RandomSampler(Squares(), num_samples=10),
     ],
@@ -346,17 +346,35 @@ def test_anything_else_is_refused_with_the_type(loader, found):
         check_loader(loader, "M.train_dataloader()")
 
 
+class EveryOther(RandomSampler):
+    def __iter__(self):
+        return iter(range(0, 20, 2))
+
+
 @pytest.mark.parametrize("own_batches", [True, False])
-def test_a_sampler_that_leaves_samples_out_is_refused(own_batches):
-    sampler = SubsetRandomSampler(range(15))
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SubsetRandomSampler(range(20)),
+        list(range(15)),
+        SequentialSampler(range(15)),
+        RandomSampler(range(15)),
+        WeightedRandomSampler([1.0] * 15, 20),
+        WeightedRandomSampler([1.0] * 19 + [0.0], 20),
+        DistributedSampler(range(15), 2, 0),
+        EveryOther(Squares()),
+    ],
+)
+def test_a_sampler_that_may_leave_samples_out_is_refused(sampler, own_batches):
     batches = {"batch_sampler": BatchSampler(sampler, 2, False)} if own_batches else {"sampler": sampler}
-    with pytest.raises(MisconfigurationException, match=r"`here` draws from 15 of 20 samples .*`DataLoader\(Subset\("):
+    message = rf"`here` samples by a {type(sampler).__name__}, which may leave out some of the 20 .*`Subset\(dataset"
+    with pytest.raises(MisconfigurationException, match=message):
         check_loader(DataLoader(Squares(), **batches), "here")
 
 
-def test_a_sampler_that_leaves_nothing_out_is_accepted():
-    loader = DataLoader(Squares(), sampler=SubsetRandomSampler(range(20)))
-    assert check_loader(loader, "here") is loader
+def test_batches_of_unknown_origin_are_refused():
+    with pytest.raises(MisconfigurationException, match="`here` samples by a list, which may leave out"):
+        check_loader(DataLoader(Squares(), batch_sampler=[[0, 1], [2]]), "here")
 
 
 def test_the_first_evaluation_loader_that_collates_is_found():

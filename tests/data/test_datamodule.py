@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -32,6 +33,7 @@ from torchvision.datasets import FakeData
 from lightning_al import ActiveLearningDataModule, Pool
 from lightning_al.data.dataloaders import PoolBatch
 from lightning_al.data.fingerprint import fingerprint
+from lightning_al.functional import noise_stability
 from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist
 
@@ -429,7 +431,7 @@ def test_every_form_of_an_initial_size(initial_size, count):
     assert data.pool.history[0].strategy == "initial"
     assert (data.pool.cycle, len(data.pool.history)) == (0, 1)
     if not isinstance(initial_size, (int, float, np.integer)):
-        assert data.pool.labeled == list(initial_size)
+        assert list(data.pool.labeled) == list(initial_size)
     assert sorted(numbers_of(data.train_dataloader())) == sorted(data.pool.labeled)
 
 
@@ -476,7 +478,7 @@ def test_a_balanced_start_has_every_class():
         labels = Counter(rare[index][1] for index in ready(rare, balanced_start=True, seed=seed).pool.labeled)
         assert labels == {0: 4, 1: 1, 2: 1}
     unlabeled = TensorDataset(torch.zeros(9, 2))
-    with pytest.raises(ValueError, match=r"Found no class label in tuple.*leave `balanced_start` off"):
+    with pytest.raises(ValueError, match=r"Found no target in tuple.*leave `balanced_start` off"):
         ready(unlabeled, balanced_start=True)
     assert ready(unlabeled).pool.num_labeled == 6
 
@@ -956,7 +958,7 @@ def test_the_pool_cannot_be_read_before_the_setup():
         data.pool_dataloader([0, 1])
 
 
-def test_setup_reads_eight_samples_for_the_fingerprint_and_at_first_four_to_see_whether_reads_differ():
+def test_setup_reads_a_dataset_once_to_identify_it_and_at_first_to_see_whether_reads_differ():
     reads = Counter()
 
     class Counting(Numbers):
@@ -964,11 +966,109 @@ def test_setup_reads_eight_samples_for_the_fingerprint_and_at_first_four_to_see_
             reads[index] += 1
             return super().__getitem__(index)
 
-    data = ActiveLearningDataModule(Counting(size=1000), initial_size=10)
-    for samples in (12, 8, 8):
+    wrapped = TrainOnly(dataset=Counting(size=1000))
+    data = ActiveLearningDataModule(wrapped, initial_size=10)
+    for dataset, most in ((Counting(size=1000), 3 * 4 + 2 * 32), (None, 0), (Counting(size=1000), 2 * 32)):
+        wrapped.options["dataset"] = dataset or wrapped.options["dataset"]
         reads.clear()
         data.setup("fit")
-        assert sum(reads.values()) == 2 * samples
+        assert 0.9 * most <= sum(reads.values()) <= most
     reads.clear()
     data.setup("test")
     assert not reads
+
+
+def test_a_pool_with_the_fingerprint_of_an_earlier_version_is_taken_over_with_one_warning(tmp_path):
+    path = tmp_path / "pool.json"
+    data = ready(Numbers(), pool_file=path)
+    text = path.read_text()
+    path.write_text(text.replace(fingerprint(Numbers()), "2ade2be17853a528"))
+    with pytest.raises(ValueError, match="it has 20 samples, this dataset has 21"):
+        ready(Numbers(21), pool_file=path)
+    with pytest.warns(UserWarning, match=r"pool\.json was written by an earlier version, .* only the number of sampl"):
+        again = ready(Numbers(), pool_file=path)
+    assert path.read_text() == text
+    assert again.pool.digest() == data.pool.digest()
+    ready(Numbers(), pool_file=path)  # a second warning would be an error
+    with pytest.raises(ValueError, match="its fingerprint"):
+        ready(Numbers(first=1), pool_file=path)
+
+
+# ---------------------------------------------------------------- attributes and loaders of the wrapped datamodule
+
+
+class Described(NumbersModule):
+    """With attributes, a failing property and a count of the loaders it built."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes, self._secret, self.built = 4, 1, Counter()
+
+    @property
+    def class_names(self):
+        return ["a", "b", "c", "d"]
+
+    def train_dataloader(self):
+        self.built["train"] += 1
+        return DataLoader(
+            self.train, batch_size=4, collate_fn=lambda samples: default_collate(samples)
+        )  # not picklable
+
+    def val_dataloader(self):
+        self.built["val"] += 1
+        return super().val_dataloader()
+
+
+def test_attributes_of_the_wrapped_datamodule_are_those_of_the_wrapper():
+    data = ActiveLearningDataModule(Described(), initial_size=6)
+    assert (data.num_classes, data.class_names) == (4, ["a", "b", "c", "d"])
+    assert not any(hasattr(data, name) for name in ("pool", "num_labels", "_secret"))
+    with pytest.raises(AttributeError, match="Neither `ActiveLearningDataModule` nor Described has 'num_labels'"):
+        _ = data.num_labels
+    data.num_classes = 5
+    assert data.datamodule.num_classes == 4
+    assert not is_overridden("predict_dataloader", ActiveLearningDataModule(TrainOnly(), initial_size=6))
+
+
+@pytest.mark.parametrize(("options", "builds"), [({}, 1), ({"reload_dataloaders_every_n_epochs": 1}, 3)])
+def test_loaders_are_built_once_a_fit_and_anew_where_they_are_reloaded(tmp_path, options, builds):
+    wrapped = Described()
+    data = ActiveLearningDataModule(wrapped, initial_size=6)
+
+    class Scoring(ValidatingProbe):
+        def on_fit_end(self):
+            for _ in range(3):
+                data.pool_dataloader()
+
+    for _ in range(2):
+        wrapped.built.clear()
+        make_trainer(tmp_path, max_epochs=3, num_sanity_val_steps=0, **options).fit(Scoring(), data)
+        assert wrapped.built == {"train": builds, "val": 1 + builds}  # Lightning builds its validation loaders itself
+
+
+def test_a_pickled_datamodule_leaves_the_loaders_behind():
+    data = ready(Described())
+    assert len(pickle.loads(pickle.dumps(data)).pool_dataloader()) == len(data.pool_dataloader())
+
+
+def test_the_tuner_finds_batch_size_and_learning_rate_through_the_wrapper(tmp_path):
+    class Tuned(ValidatingProbe):
+        lr = 1e-3
+
+    described = Described()
+    described.batch_size = 4
+    given = {"val_dataset": Numbers(3), "batch_size": 4}
+    for wrapped, options in ((described, {}), (Numbers(), given)):
+        data, model = ActiveLearningDataModule(wrapped, initial_size=16, **options), Tuned()
+        tuner = Tuner(make_trainer(tmp_path, max_epochs=40, limit_val_batches=0))
+        assert tuner.scale_batch_size(model, datamodule=data, max_trials=3, steps_per_trial=1) == data.batch_size == 8
+        assert data.train_dataloader().batch_size == 8
+        finder = tuner.lr_find(model, datamodule=data, num_training=40, early_stop_threshold=None)
+        assert finder.suggestion() == model.lr != 1e-3
+        assert data.pool.num_labeled == 16
+
+
+def test_batches_of_the_pool_are_scored_by_functions():
+    data, net = ready(Numbers()), nn.Linear(2, 4)
+    batches = [part.batch for part in data.pool_dataloader()]
+    assert torch.equal(noise_stability(net, data.pool_dataloader()), noise_stability(net, batches))

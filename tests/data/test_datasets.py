@@ -1,29 +1,21 @@
-import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset, random_split
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 from torchvision import transforms as T
 from torchvision.datasets import FakeData
 
-from lightning_al.data.evaluation_view import with_transforms_of
-from lightning_al.data.fingerprint import differing_samples, fingerprint
-from lightning_al.data.initial_labels import check_initial_size, class_labels, draw_initial
+from lightning_al.data.evaluation_view import check_same_samples, with_transforms_of
+from lightning_al.data.fingerprint import differing_samples, fingerprint, warn_if_reads_differ
+from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.testing import ToyDataset
 from tests.image_files import write_cifar10, write_image_folder, write_mnist, write_voc_segmentation
-
-ROOT = Path(__file__).parents[2]
 
 
 def rng_states():
@@ -66,6 +58,15 @@ class Broken(Items):
     def __getitem__(self, index):
         torch.rand(3)
         raise OSError("broken image")
+
+
+class Unreadable(Items):
+    def __getitem__(self, index):
+        raise AssertionError("what an attribute holds needs no reading")
+
+
+def fail(samples):
+    raise ValueError("expected another number of samples")
 
 
 # ---------------------------------------------------------------- evaluation transforms
@@ -191,6 +192,45 @@ def test_data_without_transform_attributes_gives_none(train, reference):
     assert with_transforms_of(train, reference) is None
 
 
+# ---------------------------------------------------------------- the same samples
+
+
+class Files(Items):
+    """Items with a path each."""
+
+    def __init__(self, paths):
+        super().__init__(range(len(paths)), paths=paths)
+
+
+PATHS = ["/a/0.png", "/a/b/1.png", "/a/2.png"]
+EYE = torch.eye(3).byte()
+
+
+@pytest.mark.parametrize(
+    ("train", "pool", "difference"),
+    [
+        (Files(PATHS), Files([path.replace("/a/", "/elsewhere/") for path in PATHS]), None),
+        (Files(PATHS), Files(PATHS[::-1]), r"`paths` has '2\.png' where it has '0\.png'"),
+        (Subset(Files(PATHS), [0, 1]), Subset(Files(PATHS), [0, 2]), r"`paths` has '2\.png' where it has 'b/1\.png'"),
+        (Files(PATHS), Items(range(3)), None),
+        (Subset(Items(range(9)), [0, 1]), Subset(Items(range(9)), [0, 2]), "it takes other samples of its Items"),
+        (Subset(Items(range(9)), [0, 1]), Subset(Items(range(8)), [0, 2]), None),
+        (ConcatDataset([Files(PATHS), Items([0])]), ConcatDataset([Files(PATHS[::-1]), Items([0])]), "`paths` has"),
+        (ConcatDataset([Files(PATHS), Items([0])]), ConcatDataset([Items([0]), Files(PATHS[::-1])]), None),
+        (Items(range(3), data=EYE, targets=0), Items(range(3), data=EYE.clone(), targets=1), None),
+        (Items(range(3), data=EYE, targets=0), Items(range(3), data=EYE.flip(0), targets=0), "sample 0 of its `data`"),
+        (TensorDataset(EYE), TensorDataset(EYE.flip(0)), None),  # may be inputs after another preparation
+    ],
+)
+def test_a_pool_dataset_of_other_samples_is_refused_where_that_can_be_seen(train, pool, difference):
+    if difference is None:
+        check_same_samples(train, pool)
+        return
+    expected = rf"pool_dataset=\.\.\.\)`: expected the {len(train)} training samples in the same order .*{difference}"
+    with pytest.raises(ValueError, match=expected):
+        check_same_samples(train, pool)
+
+
 # ---------------------------------------------------------------- two reads
 
 
@@ -209,6 +249,19 @@ def test_random_samples_are_found_and_the_random_numbers_left_alone(draw):
     assert differing_samples(dataset) == [33, 99]
     assert rng_states() == before
     assert dataset.read == [0, 0, 33, 33, 66, 66, 99, 99]
+
+
+def mix(samples):
+    return torch.stack([torch.tensor(float(sample)) for sample in samples]) * torch.rand(1)
+
+
+@pytest.mark.parametrize("collate", [mix, torch.tensor, fail])
+def test_a_random_collate_function_is_warned_about(collate, recwarn):
+    before = rng_states()
+    warn_if_reads_differ(Items(range(9)), collate)
+    assert rng_states() == before
+    assert len(recwarn) == (collate is mix)
+    assert all("depend on the augmentation in `collate_fn`" in str(warning.message) for warning in recwarn)
 
 
 def test_an_augmentation_is_found_and_a_deterministic_transform_is_not():
@@ -231,209 +284,6 @@ def test_a_sample_that_cannot_be_read_leaves_the_random_numbers_alone():
     with pytest.raises(OSError, match="broken image"):
         fingerprint(Broken(range(3)))
     assert rng_states() == before
-
-
-# ---------------------------------------------------------------- fingerprints
-
-
-def hugging_face(values):
-    from datasets import Dataset as HuggingFaceDataset
-
-    return HuggingFaceDataset.from_dict({"text": [f"number {value}" for value in values], "label": list(values)})
-
-
-def image(value):
-    return Image.fromarray(np.full((4, 5, 3), value, dtype=np.uint8))
-
-
-KINDS = {
-    "tensors": lambda values: TensorDataset(torch.tensor(values).float(), torch.tensor(values)),
-    "dicts": lambda values: StackDataset(x=torch.tensor(values).bfloat16(), y=[value > 3 for value in values]),
-    "nested": lambda values: Items([{"a": [value, (None, {"b": value / 7})]} for value in values]),
-    "images": lambda values: Items([(image(value), 0) for value in values]),
-    "palette": lambda values: Items([(image(value).convert("L").convert("P"), 0) for value in values]),
-    "numpy": lambda values: Items([(np.full((2, 2), value), np.float32(value)) for value in values]),
-    "objects": lambda values: Items([np.array([f"number {value}", None, value], dtype=object) for value in values]),
-    "words": lambda values: Items([np.array([f"number {value}", "of"]) for value in values]),
-    "strings": lambda values: Items([f"number {value}" for value in values]),
-    "bytes": lambda values: Items([bytes([value]) for value in values]),
-    "complex": lambda values: Items([(complex(0, value), torch.tensor(value * 1j)) for value in values]),
-    "hugging_face": hugging_face,
-    "split": lambda values: Subset(KINDS["images"](values), range(len(values))),
-}
-
-
-def fingerprints():
-    return {kind: fingerprint(make(list(range(8)))) for kind, make in KINDS.items()}
-
-
-@pytest.mark.parametrize(
-    ("kind", "digest"),
-    [
-        ("tensors", "2ade2be17853a528"),
-        ("dicts", "88aeec605f544d7b"),
-        ("nested", "12ca14717fe30386"),
-        ("numpy", "de07520da8642f53"),
-        ("objects", "1d4edb3446afa02e"),
-        ("strings", "d6de3bd2eb19c1f4"),
-        ("bytes", "77a98f2aa5a822eb"),
-    ],
-)
-def test_fingerprints_are_those_in_the_files_of_earlier_runs(kind, digest):
-    assert fingerprint(KINDS[kind](list(range(8)))) == digest
-
-
-@pytest.mark.sweep
-def test_fingerprints_are_the_same_where_strings_have_other_hashes():
-    script = "import json; from tests.data.test_datasets import fingerprints; print(json.dumps(fingerprints()))"
-    environment = {**os.environ, "PYTHONHASHSEED": "271828"}
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert json.loads(finished.stdout.splitlines()[-1]) == fingerprints()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fingerprint_tells_order_content_and_size(kind):
-    make = KINDS[kind]
-    values = list(range(8))
-    others = [values[::-1], [1, 0, *values[2:]], [*values[:5], 9, 6, 7], [*values, 8], values[:7]]
-    digests = [fingerprint(make(values)), *(fingerprint(make(other)) for other in others)]
-    assert len(set(digests)) == len(digests)
-    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests)
-    assert fingerprint(make(values)) == digests[0]
-
-
-def test_a_fingerprint_tells_the_type_the_shape_and_the_size():
-    made = [
-        TensorDataset(torch.zeros(8, 4)),
-        TensorDataset(torch.zeros(8, 2, 2)),
-        TensorDataset(torch.zeros(8, 4, dtype=torch.int32)),
-        Items([(np.zeros(4, dtype=np.float32),)] * 8),
-        Items([([0.0] * 4,)] * 8),
-        Items([{"x": 0}] * 8),
-        Items([{"y": 0}] * 8),
-        Items([[0, 0]] * 8),
-        Items([(0, 0)] * 8),
-        Items([(0, 0)] * 9),
-    ]
-    assert len(set(map(fingerprint, made))) == len(made)
-
-
-def test_a_fingerprint_reads_eight_samples_by_plain_integers():
-    dataset = Items(range(1000))
-    fingerprint(dataset)
-    assert sorted(set(dataset.read)) == [0, 143, 285, 428, 571, 714, 856, 999]
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_another_transform_is_the_same_data(tmp_path, wrap):
-    cls = write_image_folder(tmp_path)
-    made = [cls(tmp_path, transform=transform) for transform in (None, AUGMENT, EVALUATE)]
-    made.append(cls(tmp_path, transform=EVALUATE, target_transform=minus_one))
-    before = rng_states()
-    digests = {fingerprint(wrap(dataset)) for dataset in made}
-    assert rng_states() == before
-    assert len(digests) == 1
-    for path in tmp_path.glob("*/*.png"):
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    assert fingerprint(wrap(made[0])) not in digests
-
-
-class NeedsTransform(Items):
-    def __getitem__(self, index):
-        value = super().__getitem__(index)
-        return self.prepare(value) if self.mode == "call" else self.prepare.weight * value
-
-    @property
-    def prepare(self):
-        return self.transform
-
-
-@pytest.mark.parametrize("mode", ["call", "attribute"])
-def test_a_dataset_that_cannot_do_without_its_transform_keeps_it(mode):
-    transform = torch.nn.Linear(1, 1)
-    transform.weight.data.fill_(2.0)
-    transform.forward = lambda value: 2.0 * value
-    made = [NeedsTransform(values, transform=transform, mode=mode) for values in (range(8), range(8), range(1, 9))]
-    first, again, other = map(fingerprint, made)
-    assert first == again != other
-
-
-def test_random_samples_count_with_their_shape_only():
-    noisy = set(range(8))
-    torch.manual_seed(0)
-    first = fingerprint(Noisy(range(8), noisy))
-    torch.manual_seed(1)
-    assert fingerprint(Noisy(range(8), noisy)) == first
-    assert fingerprint(Noisy(range(9), noisy)) != first
-    assert fingerprint(Noisy(torch.zeros(8, 2), noisy)) != first
-    assert fingerprint(Noisy(range(8), noisy - {3})) != first
-
-
-# ---------------------------------------------------------------- labels
-
-
-class Unreadable(Items):
-    def __getitem__(self, index):
-        raise AssertionError("labels in an attribute need no reading")
-
-
-@pytest.mark.parametrize("name", ["targets", "labels", "y"])
-@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, lambda labels: np.array(labels)[:, None]])
-def test_labels_come_from_an_attribute(name, kind):
-    dataset = Unreadable(range(4), **{name: kind([2, 0, 1, 2])})
-    assert class_labels(dataset) == [2, 0, 1, 2]
-    assert {type(label) for label in class_labels(dataset)} == {int}
-    assert class_labels(Subset(Subset(dataset, [3, 1, 0]), [2, 1])) == [2, 0]
-    first, second = random_split(dataset, [3, 1], generator())
-    assert sorted(class_labels(first) + class_labels(second)) == [0, 1, 2, 2]
-
-
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        TensorDataset(torch.zeros(3, 2), torch.tensor([1, 0, 2])),
-        StackDataset(image=torch.zeros(3, 2), label=[1, 0, 2]),
-        Items([{"x": 0, "target": np.int64(label)} for label in (1, 0, 2)]),
-        Items([(0, torch.tensor([label])) for label in (1, 0, 2)]),
-        Items([(0, np.array([label])) for label in (1, 0, 2)]),
-        Items([(0, float(label)) for label in (1, 0, 2)]),
-        Items([(0, label) for label in (1, 0, 2)], targets=[5, 5]),
-        Items([(0, label) for label in (1, 0, 2)], labels=print),
-        ConcatDataset([Items([(0, 1)], targets=[1]), Items([("text", 0), ("text", 2)])]),
-        hugging_face([1, 0, 2]),
-    ],
-)
-def test_labels_are_read_where_there_is_no_attribute(dataset):
-    assert class_labels(dataset) == [1, 0, 2]
-    assert {type(label) for label in class_labels(dataset)} == {int}
-
-
-def test_labels_of_files_in_the_genuine_formats(tmp_path):
-    assert class_labels(write_mnist(tmp_path / "m")(tmp_path / "m")) == [*range(10), 0, 1]
-    cifar = write_cifar10(tmp_path / "c")(tmp_path / "c", transform=AUGMENT)
-    assert class_labels(Subset(cifar, [14, 0, 3])) == [6, 0, 1]
-    assert class_labels(write_image_folder(tmp_path / "f", 2, 3)(tmp_path / "f")) == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "found"),
-    [
-        (Items(["text"]), r"str"),
-        (TensorDataset(torch.zeros(3, 2)), r"tuple\(Tensor\(2,\) of torch.float32\)"),
-        (Items([(0, torch.zeros(2))]), r"tuple\(int, Tensor\(2,\)"),
-        (Items([(0, [1, 0])]), r"tuple\(int, list\(int, int\)\)"),
-        (Items([(0, 0.7)]), r"tuple\(int, float\)"),
-        (Items([(0, "cat")]), r"tuple\(int, str\)"),
-        (Items([{"x": 0}]), r"dict\(x: int\)"),
-        (Items([0], targets=[[0, 1]]), r"list\(int, int\)"),
-        (Items([0], targets=[{"boxes": torch.zeros(1, 4)}]), r"dict\(boxes: Tensor\(1, 4\)"),
-    ],
-)
-def test_a_sample_without_a_class_is_shown_with_the_remedy(dataset, found):
-    with pytest.raises(ValueError, match=rf"Found no class label in .*{found}.*leave `balanced_start` off"):
-        class_labels(dataset)
 
 
 # ---------------------------------------------------------------- the first draw

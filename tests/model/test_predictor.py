@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_al.data.batch import INPUT_KEYS, LABEL_KEYS, OUTPUT_KEYS, describe, forward_arguments, label_of
+from lightning_al.data.batch import INPUT_KEYS, LABEL_KEYS, OUTPUT_KEYS, describe, forward_arguments
 from lightning_al.model.output import find_output, to_batch_class_positions
 from lightning_al.model.predictor import Predictor
 from lightning_al.testing import ToyClassifier
@@ -489,46 +489,7 @@ def test_one_output_has_no_softmax(outputs):
     assert torch.equal(predictor.output(outputs, "sigmoid").flatten(), outputs.sigmoid().flatten())
 
 
-# ---------------------------------------------------------------- labels and descriptions
-
-
-@pytest.mark.parametrize("key", LABEL_KEYS)
-def test_a_label_is_found_under_its_usual_names(key):
-    assert label_of({"image": X, key: 3}) == 3
-
-
-@pytest.mark.parametrize(
-    "label", [3, np.int64(3), torch.tensor(3), torch.tensor([[3]]), np.array([3], dtype=np.uint8), 3.0, np.float32(3)]
-)
-def test_a_label_becomes_a_plain_integer(label):
-    assert [label_of(sample) for sample in ((X, label), [X, label], (X, X, label), Point(X, label))] == [3] * 4
-    assert label_of((X, label, 1234)) == 3  # (input, label, index)
-    assert type(label_of((X, label))) is int
-
-
-@pytest.mark.parametrize(
-    ("sample", "found"),
-    [
-        (X, r"Tensor\(4, 3\) of torch\.float32"),
-        ((X,), r"tuple\(Tensor\(4, 3\) of torch\.float32\)"),
-        ((X, None), r"NoneType\)"),
-        ((X, "cat"), r"str\)"),
-        ((X, {"boxes": X}), r"dict\(boxes: Tensor\(4, 3\) of torch\.float32\)\)"),
-        ((X, Y), r"Tensor\(4,\) of torch\.int64\)"),
-        ((X, np.zeros(2)), r"ndarray\)"),
-        ((X, [0, 1]), r"list\(int, int\)\)"),
-        ((X, 0.5), r"float\)"),
-        ((X, torch.tensor(-1.25)), r"Tensor\(\) of torch\.float32\)"),
-        ({"image": X}, r"dict\(image: Tensor\(4, 3\) of torch\.float32\)"),
-        (None, r"NoneType"),
-    ],
-)
-def test_a_sample_without_a_label_is_shown(sample, found):
-    message = (
-        rf"Found no class label in .*{found}: expected \(input, label\) or one of the keys label, labels.*balanced"
-    )
-    with pytest.raises(ValueError, match=message):
-        label_of(sample)
+# ---------------------------------------------------------------- descriptions
 
 
 def test_descriptions_are_short():

@@ -1,6 +1,7 @@
 import copy
 import csv
 import json
+import logging
 import math
 from collections import Counter
 
@@ -105,6 +106,30 @@ def test_looking_changes_nothing(strategy, seen, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights_of(models[0]), weights_of(models[1]), strict=True))
     (summary,) = seen
     assert summary.candidate_scores is None or len(summary.candidate_scores) == 800
+
+
+@pytest.mark.parametrize(
+    ("targets", "label_key", "label", "counted"),
+    [
+        ((torch.ones(30).int(), torch.arange(30)), 1, 1, {"label/1"}),
+        ((torch.ones(30).int(), torch.arange(30)), None, None, set()),  # either may be the target
+        ((torch.tensor([[1, 0, 1]] * 30),), None, "0, 2", {"label/0", "label/2"}),
+        ((torch.ones(30),), None, None, set()),  # a regression
+    ],
+)
+def test_the_classes_of_the_picks_are_those_of_the_target(seen, tmp_path, caplog, targets, label_key, label, counted):
+    class Model(ToyClassifier):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).square().mean()
+
+    caplog.set_level(logging.INFO)
+    dataset = TensorDataset(torch.rand(30, 3), *targets)
+    data = ActiveLearningDataModule(dataset, initial_size=6, batch_size=4, label_key=label_key)
+    fit_with_preview(RandomAcquisition(15), tmp_path, data=data, model=Model())
+    (summary,) = seen
+    assert {name for name in summary.metrics if name.startswith("label/")} == counted
+    assert summary.picks[0].label == label
+    assert ("The classes of the picks are not counted." in caplog.text) is (len(targets) == 2 and label_key is None)
 
 
 class NoLinear(ToyClassifier):
