@@ -16,7 +16,7 @@ from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.cycles.checkpoints import FitState, choose_checkpoint, keep_checkpoints_in
 from lightning_al.cycles.one_cycle import run_cycle
 from lightning_al.cycles.reset import Reset, ResetPolicy
-from lightning_al.cycles.run_settings import check_pool_file, collect_settings
+from lightning_al.cycles.run_settings import UnusedObjects, check_pool_file, collect_settings
 from lightning_al.cycles.termination import Termination, ending_together
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.numerics.seeding import RandomStream, derive_seed
@@ -73,7 +73,9 @@ def run_cycles(
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
         config: Settings to save in `config.yaml`, which must be the same when the run is continued; by default those
-            of the acquisition, the split and the reset.
+            of the acquisition, the split, the batch size and the reset, class and `hparams` of the model, and of the
+            trainer epochs, steps, precision, clipping, accumulated and limited batches. Arrays are compared by their
+            content, functions by name and code, other objects by their text.
         may_change: Dotted names of settings in `config` that may change.
 
     Returns:
@@ -106,9 +108,10 @@ def run_cycles(
     _check_arguments(cycles, ckpt, num_preview_samples)
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
     if run_dir is None or config is None:  # read from a trainer that is not used further
-        example, _ = make(0)
+        example, model = make(0)
         run_dir = example.default_root_dir if run_dir is None else run_dir
-        config = collect_settings(acquisition_callback(example), datamodule, policy, ckpt) if config is None else config
+        if config is None:
+            config = collect_settings(example, model, acquisition_callback(example), datamodule, policy, ckpt)
     folder = RunFolder(Path(run_dir))
     check_pool_file(datamodule, folder, overwrite)
     options = QueryOptions(ckpt, num_preview_samples, trust_checkpoints)
@@ -144,7 +147,7 @@ def _run(
         datamodule.reload_pool()
         if records:
             folder.check_records(records, datamodule.pool.history)
-    tracker, first_cycle = CycleTracker(folder, config, target), len(records)
+    tracker, first_cycle, unused = CycleTracker(folder, config, target), len(records), UnusedObjects()
     for cycle in range(first_cycle, cycles):
         if records and not records[-1].queried and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
@@ -152,6 +155,7 @@ def _run(
         seed_everything(derive_seed(RandomStream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
         acquisition_callback(trainer)  # raises if there is none
+        unused.check(cycle, trainer, model)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
             return [run_cycle(trainer, model, datamodule, cycle, options)]

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_al.storage.atomic_write import FileNotWrittenError
 from lightning_al.storage.cycles_table import CycleRecord, read_cycles, write_cycles
 from lightning_al.storage.pool_file import Labeling
-from lightning_al.storage.settings import describe_changes, plain, read_settings, write_settings
+from lightning_al.storage.settings import describe_changes, lacking_settings, plain, read_settings, write_settings
 
 
 class RunRefusedError(ValueError):
@@ -143,7 +143,7 @@ class RunFolder:
         if not self.pool_file.exists():
             return
         before = read_settings(self.config_file) if self.config_file.exists() else plain(config)
-        changes = describe_changes(before, plain(config), may_change)
+        changes = describe_changes(before, plain(config), (*may_change, *lacking_settings(before)))
         if changes:
             raise RunRefusedError(
                 f"The run in {self.path} was started with another configuration ({changes}). Choose another run "

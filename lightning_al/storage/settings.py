@@ -1,10 +1,16 @@
 """The settings of a run, `config.yaml`, and which of them may change when the run is continued."""
 
+import hashlib
+import re
 from collections.abc import Collection, Mapping
+from enum import Enum
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import yaml
+from torch import Tensor
 
 from lightning_al.storage.atomic_write import write_atomically
 from lightning_al.storage.schema import REMEDY, DamagedFileError
@@ -32,6 +38,11 @@ RESUMABLE_SETTINGS = (
     "trainer.profiler",
     "trainer.strategy",
 )
+
+# Settings that files of earlier versions lack; there they are compared from the next time on.
+LATER_SETTINGS = ("model", "trainer", "data.batch_size")
+
+LONGEST_TEXT = 200  # of an object, such as a network, in characters
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -71,13 +82,57 @@ def describe_changes(before: Any, after: Any, resumable: Collection[str] = (), m
     )
 
 
+def lacking_settings(before: Any) -> list[str]:
+    """Return which of `LATER_SETTINGS` the settings of a file do not have."""
+    names = flatten(before)
+    return [later for later in LATER_SETTINGS if not any(may_change(name, [later]) for name in names)]
+
+
 def plain(value: Any) -> Any:
-    """Return settings as types that YAML has: mappings, lists, strings and numbers."""
+    """Return settings as types that YAML has, so that equal settings are equal in every process.
+
+    Args:
+        value: Mappings, lists, strings and numbers stay. Of an array, type, shape and a hash of the content are kept;
+            of a function, its qualified name and a hash of its code, defaults and enclosed variables; of any other
+            object its text, without an address.
+
+    Returns:
+        Nested mappings, lists, strings and numbers.
+
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(entry) for entry in value), key=str)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return _describe_object(value)
+
+
+def _describe_object(value: Any) -> str:
+    if isinstance(value, (np.ndarray, Tensor)):
+        return f"{value.dtype}{tuple(value.shape)} {_digest(value.tolist())}"
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell.cell_contents is not value]
+        parts = [_code_parts(value.__code__), value.__defaults__, value.__kwdefaults__, cells]
+        return f"{value.__qualname__} {_digest(plain(parts))}"
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... {_digest(text)}"
+
+
+def _code_parts(code: CodeType) -> list[Any]:
+    constants = [_code_parts(entry) if isinstance(entry, CodeType) else entry for entry in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -116,6 +116,15 @@ def test_the_completion_record_has_the_settings_at_the_start(make):
     assert json.loads((run.path / "finished.json").read_text())["settings"]["strategy"] == {"acquisition": "random"}
 
 
+def test_config_files_of_the_same_name_are_both_recorded(tmp_path):
+    paths = [tmp_path / folder / "data.yaml" for folder in ("a", "b")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(f"seed: {number}")
+    run = Run(tmp_path, "random", 0, tuple(paths), paths[0])
+    assert run.completion_record().settings["config"] == {str(path): {"seed": n} for n, path in enumerate(paths)}
+
+
 # ------------------------------------------------------------------ many runs
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import sys
 from functools import partial
@@ -140,7 +141,8 @@ def test_the_run_folder_holds_what_the_design_says(three_cycles):
     assert names == {"pool.json", "cycles.csv", "config.yaml", "tracking.json", "cycle-00", "cycle-01", "cycle-02"}
     config = yaml.safe_load((three_cycles["folder"] / "config.yaml").read_text())
     assert config["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5}
-    assert config["data"] == {"initial_size": 10, "balanced_start": False, "candidates": None, "seed": 0}
+    split = {"initial_size": 10, "balanced_start": False, "candidates": None, "seed": 0}
+    assert config["data"] == {**split, "batch_size": 8}
     assert (config["reset"], config["ckpt"]) == ("scratch", "last")
 
 
@@ -277,13 +279,6 @@ def test_a_trainer_needs_exactly_one_acquisition(tmp_path, count):
 
     with pytest.raises(MisconfigurationException, match=f"one acquisition callback, got {count}. Add one, as in"):
         run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
-
-
-def test_a_trainer_used_twice_is_noticed(tmp_path):
-    trainer = make_trainer(RandomAcquisition(5))
-    with pytest.warns(UserWarning, match="labels nothing: this fit trained no batch.*fresh Trainer for every cycle"):
-        run_cycles(lambda cycle: (trainer, ToyClassifier()), make_data(), cycles=2, run_dir=tmp_path)
-    assert [len(indices) for indices in picks_in(tmp_path)] == [10, 5]
 
 
 # ------------------------------------------------------------------ trials
@@ -472,6 +467,46 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     make = maker(lambda: EntropyAcquisition(5))
     with pytest.raises(ValueError, match=r"\(reset: 'scratch' then, 'warm' now; ckpt: 'last' then, 'best' now\)"):
         run_cycles(make, make_data(), cycles=2, run_dir=tmp_path, reset="warm", ckpt="best")
+    assert len(read_rows(tmp_path)) == 1
+
+
+class Sized(ToyClassifier):
+    def __init__(self, width=4):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_another_model_or_training_is_refused_by_name(tmp_path):
+    run_cycles(maker(lambda: EntropyAcquisition(5), Sized), make_data(), cycles=1, run_dir=tmp_path)
+    changes = {
+        "model.hparams.width: 4 then, 5 now": (maker(lambda: EntropyAcquisition(5), partial(Sized, 5)), {}),
+        "model.class: 'Sized' then, 'ToyClassifier' now": (maker(lambda: EntropyAcquisition(5)), {}),
+        "data.batch_size: 8 then, 4 now": (maker(lambda: EntropyAcquisition(5), Sized), {"batch_size": 4}),
+        "trainer.max_epochs: 2 then, 3 now; trainer.gradient_clip_val: None then, 0.5 now": (
+            maker(lambda: EntropyAcquisition(5), Sized, max_epochs=3, gradient_clip_val=0.5),
+            {},
+        ),
+    }
+    for change, (make, options) in changes.items():
+        with pytest.raises(ValueError, match=re.escape(change)):
+            run_cycles(make, make_data(**options), cycles=2, run_dir=tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    older = {name: values for name, values in config.items() if name not in ("model", "trainer")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    assert len(run_cycles(maker(lambda: EntropyAcquisition(5)), make_data(), cycles=2, run_dir=tmp_path)) == 2
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["class"] == "ToyClassifier"
+
+
+@pytest.mark.parametrize("shared", ["trainer", "model"])
+def test_a_trainer_or_model_of_an_earlier_cycle_is_refused(tmp_path, shared):
+    trainer, model = make_trainer(RandomAcquisition(5)), ToyClassifier()
+
+    def make(cycle):
+        fresh = make_trainer(RandomAcquisition(5)), ToyClassifier()
+        return (trainer, fresh[1]) if shared == "trainer" else (fresh[0], model)
+
+    with pytest.raises(MisconfigurationException, match=rf"`make\(1\)` returned the {shared} of an earlier cycle"):
+        run_cycles(make, make_data(), cycles=2, run_dir=tmp_path)
     assert len(read_rows(tmp_path)) == 1
 
 
@@ -686,7 +721,8 @@ def test_sigterm_ends_with_a_status_that_says_so_and_the_run_goes_on(tmp_path):
     with pytest.raises(SystemExit) as ended:
         run_cycles(maker(lambda: RandomAcquisition(5), model=Terminated), make_data(), cycles=1, run_dir=tmp_path)
     assert ended.value.code == 143
-    records = run_cycles(maker(lambda: RandomAcquisition(5)), make_data(), cycles=1, run_dir=tmp_path)
+    make = maker(lambda: RandomAcquisition(5))
+    records = run_cycles(make, make_data(), cycles=1, run_dir=tmp_path, may_change=["model"])
     assert [record["queried"] for record in records] == [5]
 
 
