@@ -71,6 +71,7 @@ class Features:
                 f"`features`: expected one row per sample, got {description} from {name!r} for {len(outputs)} samples. "
                 f"{self._candidates(batch)}"
             )
+        features = features.as_subclass(Tensor)  # without metadata of a batch
         return outputs, features.float() if features.dtype != torch.float64 else features
 
     def directions(self, batch: Any) -> Tensor:

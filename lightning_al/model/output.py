@@ -56,6 +56,8 @@ def to_batch_class_positions(outputs: Tensor) -> Tensor:
         TypeError: For any other number of dimensions, with three ways out.
 
     """
+    if type(outputs) is not Tensor:  # one with metadata, which the rows of other samples must not share
+        outputs = outputs.as_subclass(Tensor)
     if outputs.dtype in LOW_PRECISION:
         outputs = outputs.float()
     if outputs.ndim < 2:  # a squeezed output loses its batch dimension in a batch of one

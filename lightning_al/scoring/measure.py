@@ -56,4 +56,5 @@ def measure_pool(
         indices += ids
         chunk.clear()  # frees it before the next one is read
         advance(len(ids))
-    return indices, torch.cat([row.cpu() for row in rows]) if rows else torch.empty(0)
+    plain = [row.cpu().as_subclass(Tensor) for row in rows]  # without metadata of a batch, which cannot be joined
+    return indices, torch.cat(plain) if plain else torch.empty(0)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from lightning_al.data.dataloaders import PoolBatch
+from lightning_al.functional import noise_stability
+from lightning_al.model.features import Features
+from lightning_al.model.predictor import Predictor
 from lightning_al.perturbation.deviations import deviation_sizes
 from lightning_al.perturbation.finite_differences import FiniteDifferences
 from lightning_al.perturbation.noise import Noise
@@ -47,6 +50,41 @@ def test_inputs_are_cast_to_what_the_module_computes_in(module_type, given, expe
         assert found["x"][0].dtype == expected
         assert (found["name"], found["count"]) == ("kept", 3)
     assert batch["x"][0].dtype == given
+
+
+class Tagged(Tensor):
+    """As MONAI's MetaTensor: a tag per sample, which tensors of other samples must not get."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.cat and any(isinstance(part, cls) for part in args[0]):
+            raise ValueError("tags cannot be joined")
+        result = super().__torch_function__(func, types, args, kwargs)
+        tags = [value.tags for value in args if isinstance(value, cls) and hasattr(value, "tags")]
+        if tags and isinstance(result, cls):
+            result.tags = tags[0]
+        return result
+
+
+def tagged(values: Tensor) -> Tagged:
+    result = values.as_subclass(Tagged)
+    result.tags = ["scan"] * len(values)
+    return result
+
+
+def test_measurements_and_outputs_of_tensor_subclasses_are_plain():
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    plain = [PoolBatch([2 * number, 2 * number + 1], torch.rand(2, 3)) for number in range(3)]
+    batches = [PoolBatch(indices, tagged(values)) for indices, values in plain]
+    predictor = Predictor(net)
+    assert type(predictor(batches[0].batch)) is Tensor
+    assert [type(part) for part in Features(predictor, batches[0].batch)(batches[1].batch)] == [Tensor, Tensor]
+    indices, rows = measure_pool(lambda chunk: chunk[0], batches, lambda batch: batch, chunk_bytes=1)
+    assert (indices, type(rows), len(rows)) == (list(range(6)), Tensor, 6)
+    for options in ({}, {"passes": "inf"}):
+        scores = noise_stability(net, batches, **options)
+        assert type(scores) is Tensor
+        torch.testing.assert_close(scores, noise_stability(net, plain, **options), rtol=1e-4, atol=0)
 
 
 def kilobyte(count: int = 1) -> Tensor:
