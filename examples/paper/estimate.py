@@ -68,8 +68,14 @@ def work_of(config: dict[str, Any], data: Data, passes: int) -> Work:
     return Work(sum(labeled) * epochs, scored * (passes + 1) + cycles * data.test)
 
 
-def measure(name: str) -> str:
-    """Return one row of a Markdown table: operations, seconds, hours and memory."""
+def measure(name: str, batch: int | None = None) -> str:
+    """Return one row of a Markdown table: operations, seconds, hours and memory.
+
+    Args:
+        name: The experiment.
+        batch: Samples per measured batch, from which longer ones are extrapolated; None takes the experiment's.
+
+    """
     data = DATA[name]
     text = Path(FOLDER, f"{name}.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(text)
@@ -80,21 +86,22 @@ def measure(name: str) -> str:
     work = work_of(config, data, acquisition.passes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = cli.model.to(device)
-    batch = config["data"]["datamodule_or_train_dataset"]["init_args"]["batch_size"]
+    batch = batch or config["data"]["datamodule_or_train_dataset"]["init_args"]["batch_size"]
     counter = FlopCounterMode(display=False)
-    with counter:
-        _train(model, *_random_batch(data, 2, device))
-    train_operations = counter.get_total_flops() / 2
+    with counter, torch.no_grad():
+        model(_random_batch(data, 2, device)[0])
+    # a training step has three times the operations of a forward pass; torch overcounts grouped convolutions backward
+    operations = counter.get_total_flops() / 2 * (3 * work.trained + work.forward)
     inputs, targets = _random_batch(data, batch, device)
     train_seconds = _seconds(lambda: _train(model, inputs, targets), device) / batch
     model.eval()
     with torch.no_grad():
         forward_seconds = _seconds(lambda: model(inputs), device) / batch
     hours = (work.trained * train_seconds + work.forward * forward_seconds) / 3600
-    # a forward pass has a third of the operations of a training step
-    operations = train_operations * (work.trained + work.forward / 3)
     seconds = f"{batch * train_seconds:.3g} | {batch * forward_seconds:.3g}"
-    return f"| {name} | {operations / 1e15:.2g} | {seconds} | {hours:.3g} | {_peak_memory(device) / 1e9:.1f} |"
+    return (
+        f"| {name} | {batch} | {operations / 1e15:.2g} | {seconds} | {hours:.3g} | {_peak_memory(device) / 1e9:.1f} |"
+    )
 
 
 def _random_batch(data: Data, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -134,11 +141,13 @@ def main() -> None:
     """Print the table, each experiment measured in a process of its own, for the sake of its memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", default=list(DATA), choices=[*DATA, []], help="default: all")
-    print("| experiment | PFLOP per run | seconds per step | per scored batch | hours per run | GB |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name in parser.parse_args().experiments:
+    parser.add_argument("--batch", type=int, help="samples per measured batch (default: the experiment's)")
+    options = parser.parse_args()
+    print("| experiment | batch | PFLOP per run | seconds per step | per scored batch | hours per run | GB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in options.experiments:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.apply(measure, (name,)), flush=True)
+            print(pool.apply(measure, (name, options.batch)), flush=True)
 
 
 if __name__ == "__main__":

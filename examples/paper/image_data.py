@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PicturesDataModule(LightningDataModule):
-    """Loaders over `train` and `test`, which a subclass sets in `setup`; under evaluation transforms, `test` is.
+    """Loaders over `train` and `test`, which a subclass sets in `setup`, `test` under evaluation transforms.
 
     Args:
         batch_size: Pictures per batch.
@@ -123,10 +123,10 @@ class TorchvisionDataModule(PicturesDataModule):
             pictures: Dataset[Any] = getattr(torchvision.datasets, self.dataset)(
                 self.folder, transform=transform, download=download, **part
             )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # of files, or of a download without a network
             source = SOURCES[self.dataset]
             raise FileNotFoundError(
-                f"{self.dataset} is not in {self.folder}: set `download: true`, or download it from "
+                f"{self.dataset} is not in {self.folder}: {_remedy(self.download)} it from "
                 f"https://{source.page} and unpack it to {Path(self.folder, source.place)}."
             ) from error
         return pictures
@@ -158,16 +158,16 @@ class Caltech101DataModule(PicturesDataModule):
     def prepare_data(self) -> None:
         """Download what is missing, if that is asked for."""
         if self.download:
-            Caltech101(self.folder, download=True)
+            try:
+                Caltech101(self.folder, download=True)
+            except (RuntimeError, OSError) as error:  # without a network
+                raise self._missing() from error
 
     def setup(self, stage: str) -> None:
         """List the pictures, and split every class by their order."""
         root = Path(self.folder, "caltech101", "101_ObjectCategories")
         if not root.is_dir():
-            raise FileNotFoundError(
-                f"Caltech101 is not in {self.folder}: set `download: true`, or download caltech-101.zip from "
-                f"https://data.caltech.edu/records/mzrjq-6wc02 and unpack its 101_ObjectCategories to {root}."
-            )
+            raise self._missing()
         resize = [transforms.Resize((256, 256)), transforms.CenterCrop(224)]
         normalize = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         train = _Foreground(str(root), transforms.Compose([*resize, transforms.RandomHorizontalFlip(), *normalize]))
@@ -177,6 +177,13 @@ class Caltech101DataModule(PicturesDataModule):
         held_out = [position for position in range(len(test)) if test.place_in_class(position) % every == 0]
         self.test = Subset(test, held_out)
         self.train = Subset(train, sorted(set(range(len(train))) - set(held_out)))
+
+    def _missing(self) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"Caltech101 is not in {self.folder}: {_remedy(self.download)} caltech-101.zip from "
+            "https://data.caltech.edu/records/mzrjq-6wc02 and unpack its 101_ObjectCategories to "
+            f"{Path(self.folder, 'caltech101')}."
+        )
 
 
 class ImageNetDataModule(PicturesDataModule):
@@ -209,6 +216,10 @@ class ImageNetDataModule(PicturesDataModule):
         center = [transforms.Resize(256), transforms.CenterCrop(224)]
         self.train = ImageFolder(f"{self.folder}/train", transforms.Compose([*augment, *normalize]))
         self.test = ImageFolder(f"{self.folder}/val", transforms.Compose([*center, *normalize]))
+
+
+def _remedy(download: bool) -> str:
+    return "the download failed; download" if download else "set `download: true`, or download"
 
 
 class _Foreground(ImageFolder):

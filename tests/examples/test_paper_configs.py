@@ -84,7 +84,7 @@ def test_a_strategy_sets_only_the_acquisition(path):
 
 @pytest.mark.parametrize(
     "path",
-    sampled(EXPERIMENTS, lambda path: path.stem in ("ames", "cityscapes", "cryo_et")),
+    sampled(EXPERIMENTS, lambda path: path.stem in ("ames", "cryo_et")),
     ids=lambda path: path.stem,
 )
 def test_two_steps_on_files_in_the_format_of_the_data(path, tmp_path, monkeypatch):

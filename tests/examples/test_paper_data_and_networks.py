@@ -1,5 +1,8 @@
+import math
 import sys
+from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from examples.paper.mlp import MLP
 from examples.paper.resnet3d import ResNet3D18
 from examples.paper.small_networks import MNISTNetwork, ResNet18, SmallMobileNetV2
 from examples.paper.supervised import SupervisedModule
+from examples.paper.variance_reduction import certainty
 from tests.paper_files import write_caltech101, write_cityscapes, write_svhn
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +90,17 @@ def test_an_estimate_measures_a_step_of_the_configured_experiment(monkeypatch):
     name, *numbers = estimate.measure("mnist").strip("| ").split(" | ")
     assert name == "mnist"
     assert all(float(number) > 0 for number in numbers)
-    assert len(numbers) == 5
+    assert len(numbers) == 6
+
+
+def test_certainty_is_that_of_the_mean_over_draws_of_dropout():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 2, bias=False))
+    nn.init.constant_(network[1].weight[0], 0.0)
+    nn.init.constant_(network[1].weight[1], math.log(3) / 2)  # doubled where the input is kept: odds of 1 or of 3
+    torch.manual_seed(0)
+    confidence, entropy = certainty(network, torch.ones(400, 1), torch.ones(400, dtype=torch.long), draws=50)
+    assert confidence == pytest.approx(0.5 * 0.5 + 0.5 * 0.75, abs=0.005)
+    assert entropy == pytest.approx(-(0.625 * math.log(0.625) + 0.375 * math.log(0.375)), abs=0.01)
 
 
 # ------------------------------------------------------------------ data
@@ -112,6 +126,16 @@ def test_missing_data_is_one_sentence_that_says_what_to_download_and_where_to(ma
     message = str(missing.value)
     assert message.count("\n") == 0
     assert all(word in message for word in (*words, str(tmp_path)))
+
+
+@pytest.mark.parametrize("make", [partial(TorchvisionDataModule, "CIFAR10"), Caltech101DataModule])
+def test_a_download_without_a_network_ends_in_the_same_sentence(make, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(FileNotFoundError, match=rf"is not in {tmp_path}: the download failed; download .* and unpack"):
+        make(str(tmp_path), download=True).prepare_data()
 
 
 def test_caltech_has_no_background_and_holds_out_a_tenth_of_each_class(tmp_path):
