@@ -7,9 +7,11 @@ from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.cycles.run_cycles import run_cycles
 from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.data.files import AudioFiles, ImageFiles, TextRows
 from lightning_al.data.pool import Pool
 from lightning_al.model.features import Features
 from lightning_al.model.predictor import Predictor
+from lightning_al.storage.labels_file import Labels
 from lightning_al.strategies import (
     BADGEAcquisition,
     BAITAcquisition,
@@ -39,6 +41,7 @@ __all__ = [
     "Acquisition",
     "ActiveLearningCLI",
     "ActiveLearningDataModule",
+    "AudioFiles",
     "BADGEAcquisition",
     "BAITAcquisition",
     "BALDAcquisition",
@@ -47,6 +50,8 @@ __all__ = [
     "CoreSetAcquisition",
     "EntropyAcquisition",
     "Features",
+    "ImageFiles",
+    "Labels",
     "LeastConfidenceAcquisition",
     "MCDropoutAcquisition",
     "MarginAcquisition",
@@ -62,6 +67,7 @@ __all__ = [
     "RandomAcquisition",
     "RandomSubset",
     "StochasticBatch",
+    "TextRows",
     "TypiClustAcquisition",
     "UncertaintyHerding",
     "VariationRatioAcquisition",

@@ -54,12 +54,17 @@ def _write(path: str | os.PathLike[str], text: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names of the files in a folder to disk, where the file system can do that."""
     with suppress(OSError):  # some network file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def _mode_for(path: Path) -> int:
