@@ -44,6 +44,10 @@ def main(args: "ArgsType" = None) -> None:
         sys.exit(report(sys.argv[2:]))
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # behind installed packages, which a file of the same name must not hide
+    if args is None and sys.argv[1:2] == ["label"]:  # it may make the dataset of a run, of a class defined there
+        from lightning_al.cli.label import main as label
+
+        sys.exit(label(sys.argv[2:]))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_Once())
     # raised by Lightning's use of torch, which no argument of this command changes
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")

@@ -27,8 +27,9 @@ from lightning_al.storage.settings import RESUMABLE_SETTINGS
 from lightning_al.tracking.wandb import run_id
 
 EPILOG = (
-    "Two more commands have a --help of their own: `lightning-al compare` runs several strategies and seeds over one "
-    "configuration, and `lightning-al report` writes a page about runs. A bare name after --config is a strategy that "
+    "Three more commands have a --help of their own: `lightning-al compare` runs several strategies and seeds over one "
+    "configuration, `lightning-al report` writes a page about runs, and `lightning-al label` opens a page on which "
+    "people label what a run asks. A bare name after --config is a strategy that "
     f"is installed with the package: {', '.join(preset_names())}."
 )
 

@@ -1,5 +1,6 @@
 """The sample of a dataset as a picture, a recording or a text, to be displayed."""
 
+import io
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Sound:
 Media: TypeAlias = Union["Image", Sound, str]
 
 
-def media_of(sample: Any) -> Media | None:
+def media_of(sample: Any, *, full: bool = False) -> Media | None:
     """Return the picture, recording or text in a sample, or None if it has none.
 
     Args:
@@ -49,6 +50,7 @@ def media_of(sample: Any) -> Media | None:
             input is a PIL image, a string, or a tensor or array: (1 | 3 | 4, H, W), (H, W, 1 | 3 | 4) or (H, W) for a
             picture, (1 | 3, D, H, W) for a volume, whose middle slice is taken, (frames,) or (1 | 2, frames) with a
             sampling rate beside it for a recording.
+        full: Whether pictures and texts keep their sizes.
 
     Returns:
         A picture of at most 256 pixels on a side, a recording, a text of at most 500 characters, or None.
@@ -65,9 +67,9 @@ def media_of(sample: Any) -> Media | None:
 
     entry, rate = _entry(sample)
     if isinstance(entry, str):
-        return entry if len(entry) <= LONGEST_TEXT else f"{entry[: LONGEST_TEXT - 1]}…"
+        return entry if full or len(entry) <= LONGEST_TEXT else f"{entry[: LONGEST_TEXT - 1]}…"
     if isinstance(entry, Image.Image):
-        return _small(entry)
+        return _copy(entry, full)
     if not isinstance(entry, (Tensor, np.ndarray)):
         return None
     values = np.asarray(entry.detach().float().cpu() if isinstance(entry, Tensor) else entry)
@@ -76,10 +78,10 @@ def media_of(sample: Any) -> Media | None:
     if rate is not None and values.size and (values.ndim == 1 or (values.ndim == 2 and len(values) <= 2)):
         return Sound(values.astype(np.float32).clip(-1, 1), rate)
     pixels = _pixels(values)
-    return None if pixels is None else _small(Image.fromarray(pixels))
+    return None if pixels is None else _copy(Image.fromarray(pixels), full)
 
 
-def save_media(media: Media, folder: Path, stem: str) -> str:
+def save_media(media: "Image | Sound", folder: Path, stem: str) -> str:
     """Write a picture or a recording.
 
     Args:
@@ -91,18 +93,23 @@ def save_media(media: Media, folder: Path, stem: str) -> str:
         The name of the file: PNG or WAV.
 
     """
-    if isinstance(media, Sound):
-        name = f"{stem}.wav"
-        with wave.open(str(folder / name), "wb") as file:
-            file.setnchannels(1 if media.values.ndim == 1 else len(media.values))
-            file.setsampwidth(2)
-            file.setframerate(media.rate)
-            file.writeframes((media.values.T * 32767).astype("<i2").tobytes())
-        return name
-    assert not isinstance(media, str)
-    name = f"{stem}.png"
-    media.save(folder / name)
-    return name
+    suffix, content = encode_media(media)
+    (folder / f"{stem}.{suffix}").write_bytes(content)
+    return f"{stem}.{suffix}"
+
+
+def encode_media(media: "Image | Sound") -> tuple[str, bytes]:
+    """Return a picture as `"png"` and the content of a file, a recording as `"wav"` and that."""
+    buffer = io.BytesIO()
+    if not isinstance(media, Sound):
+        media.save(buffer, "PNG")
+        return "png", buffer.getvalue()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1 if media.values.ndim == 1 else len(media.values))
+        file.setsampwidth(2)
+        file.setframerate(media.rate)
+        file.writeframes((media.values.T * 32767).astype("<i2").tobytes())
+    return "wav", buffer.getvalue()
 
 
 def _entry(sample: Any) -> tuple[Any, int | None]:
@@ -148,8 +155,9 @@ def _bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return values.round().astype(np.uint8) if values.dtype.kind == "f" else values.astype(np.uint8)
 
 
-def _small(picture: "Image") -> "Image":
-    """Return a copy of at most 256 pixels on a side, in a mode that PNG supports."""
+def _copy(picture: "Image", full: bool) -> "Image":
+    """Return a copy in a mode that PNG supports, of at most 256 pixels on a side unless it is to keep its size."""
     picture = picture.copy() if picture.mode in ("L", "RGB", "RGBA", "1", "P", "LA") else picture.convert("RGB")
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    if not full:
+        picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture

@@ -1,28 +1,22 @@
 """The page in a real Chromium, as a person uses it: no error, figures drawn, hovering and sorting work."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lightning_al.cli.report import main
+from tests.browser import launched_browser
 from tests.report.runs import written_query, written_run
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<script>document.title='owned'</script>"
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with launched_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
