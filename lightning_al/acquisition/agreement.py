@@ -1,5 +1,7 @@
 """Check that all processes have the same pool, before they train and before they label."""
 
+import zlib
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -23,7 +25,9 @@ def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> N
     """
     if trainer.world_size == 1:
         return
-    state = (datamodule.cycle, datamodule.pool.digest())
+    # people may answer while the processes start, one after another
+    answered = zlib.crc32(datamodule.labeled_indices(datamodule.cycle))
+    state = (datamodule.cycle, f"{datamodule.pool.digest()}-{answered:08x}")
     first = trainer.strategy.broadcast(state)
     # every process votes, so that all of them raise and none waits for another
     if not trainer.strategy.reduce_boolean_decision(state == first):

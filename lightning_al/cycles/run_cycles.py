@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from lightning_al.cycles.one_cycle import run_cycle
 from lightning_al.cycles.reset import Reset, ResetPolicy
 from lightning_al.cycles.run_settings import UnusedObjects, check_pool_file, collect_settings
 from lightning_al.cycles.termination import Termination, ending_together
+from lightning_al.cycles.waiting import Answers
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.numerics.seeding import RandomStream, derive_seed
 from lightning_al.storage.cycles_table import CycleRecord, CycleRow
@@ -41,6 +42,8 @@ def run_cycles(
     num_preview_samples: int = 32,
     target: Mapping[str, float] | None = None,
     trust_checkpoints: bool = False,
+    min_answers: float = 1.0,
+    wait: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -70,6 +73,10 @@ def run_cycles(
         target: Values of test metrics, such as `{"test/accuracy": 0.9}`; the number of labels they took is reported.
         trust_checkpoints: Load checkpoints (`pretrained`, the best ones) with any Python object in them, which can run
             any code; False loads tensors, numbers, texts and containers of them.
+        min_answers: With `ActiveLearningDataModule(labels=...)`, the share of the samples of a query that people must
+            have answered before the next cycle trains, in (0, 1].
+        wait: Look for answers every two seconds where there are not enough; False ends the run, which the same call
+            continues.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
         config: Settings to save in `config.yaml`, which must be the same when the run is continued; by default those
@@ -105,7 +112,7 @@ def run_cycles(
         Shrink and perturb: Ash and Adams, On Warm-Starting Neural Network Training (2020).
 
     """
-    _check_arguments(cycles, ckpt, num_preview_samples)
+    _check_arguments(cycles, ckpt, num_preview_samples, min_answers)
     policy = ResetPolicy(reset, pretrained, shrink, perturb)
     if run_dir is None or config is None:  # read from a trainer that is not used further
         example, model = make(0)
@@ -119,7 +126,17 @@ def run_cycles(
         folder.delete_temporary_files()
         try:
             records = _run(
-                make, datamodule, folder, cycles, policy, options, config, may_change, overwrite, target or {}
+                make,
+                datamodule,
+                folder,
+                cycles,
+                policy,
+                options,
+                config,
+                may_change,
+                overwrite,
+                target or {},
+                Answers(datamodule, folder, config, min_answers, wait),
             )
         finally:  # also after an exception: otherwise a later fit would train on the labels of this cycle only
             datamodule.begin_cycle(None)
@@ -137,6 +154,7 @@ def _run(
     may_change: Collection[str],
     overwrite: bool,
     target: Mapping[str, float],
+    answers: Answers,
 ) -> list[CycleRecord]:
     """Run the cycles that are not finished; arguments as for `run_cycles`."""
     # `overwrite` does not look into the folder, which another process of the group may be about to set aside
@@ -152,6 +170,8 @@ def _run(
         if records and not records[-1].queried and not datamodule.pool.num_unlabeled:
             rank_zero_info("Every sample is labeled and was trained on: the run ends here.")
             break
+        if not answers.are_enough(cycle, overwrite=overwrite):
+            break
         seed_everything(derive_seed(RandomStream.TRAINING, datamodule.seed, cycle) % 2**32, workers=True, verbose=False)
         trainer, model = make(cycle)
         acquisition_callback(trainer)  # raises if there is none
@@ -159,7 +179,7 @@ def _run(
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             datamodule.pool_file = None  # a trial of one cycle leaves no trace
             return [run_cycle(trainer, model, datamodule, cycle, options)]
-        if overwrite and cycle == 0:
+        if overwrite and cycle == 0 and datamodule.labels is None:
             folder.set_aside()
         folder.write_config(config)
         checkpoint = _prepare_fit(trainer, datamodule, folder, cycle, options, continues=cycle == first_cycle)
@@ -177,9 +197,14 @@ def _run(
         # trainer, model and optimizer refer to each other, and would stay in memory for cycles
         del trainer, model
         gc.collect()
-    rows = [record.to_row() for record in records]
-    rank_zero_info("\n".join(["", format_table(rows), *format_target_results(records, target)]))
+    _announce_results(records, target)
     return records
+
+
+def _announce_results(records: Sequence[CycleRecord], target: Mapping[str, float]) -> None:
+    if records:  # none while the first samples wait for people
+        table = format_table([record.to_row() for record in records])
+        rank_zero_info("\n".join(["", table, *format_target_results(records, target)]))
 
 
 def _prepare_fit(
@@ -202,7 +227,7 @@ def _prepare_fit(
     return checkpoint
 
 
-def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:
+def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int, min_answers: float) -> None:
     if cycles < 1:
         raise ValueError(f"`run_cycles(cycles={cycles})`: at least one cycle is needed.")
     if ckpt not in ("last", "best"):
@@ -211,6 +236,8 @@ def _check_arguments(cycles: int, ckpt: str, num_preview_samples: int) -> None:
         raise ValueError(
             f"`run_cycles(num_preview_samples={num_preview_samples})`: expected a number of samples, 0 for none."
         )
+    if not 0 < min_answers <= 1:
+        raise ValueError(f"`run_cycles(min_answers={min_answers})`: expected a share of the samples asked, in (0, 1].")
 
 
 def acquisition_callback(trainer: Trainer) -> Acquisition:

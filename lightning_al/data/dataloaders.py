@@ -162,13 +162,13 @@ def first_loader(loaders: Any) -> DataLoader[Any] | None:
 
 
 def labeled_loader(
-    wrapped: DataLoader[Any], indices: Sequence[int], batch_size: int | None, num_workers: int | None
+    wrapped: DataLoader[Any], labeled: Subset[Any], batch_size: int | None, num_workers: int | None
 ) -> DataLoader[Any]:
-    """Make a training loader over some samples of the dataset of another loader.
+    """Make a training loader over the labeled samples with the options of another loader.
 
     Args:
         wrapped: The user's training loader.
-        indices: Dataset indices of the labeled part.
+        labeled: The labeled part.
         batch_size: Samples per batch; None for that of `wrapped`.
         num_workers: Worker processes; None for those of `wrapped`.
 
@@ -177,9 +177,8 @@ def labeled_loader(
         is kept in any case while it is the only one.
 
     """
-    labeled = Subset(wrapped.dataset, indices)
     size = resolve_batch_size(wrapped, batch_size)
-    options = {**_carried_options(wrapped, num_workers), "drop_last": wrapped.drop_last and len(indices) >= size}
+    options = {**_carried_options(wrapped, num_workers), "drop_last": wrapped.drop_last and len(labeled) >= size}
     if isinstance(wrapped.sampler, DistributedSampler):
         original = wrapped.sampler
         sampler: DistributedSampler[Any] = DistributedSampler(

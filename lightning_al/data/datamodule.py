@@ -13,16 +13,19 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_al.data.answered_dataset import answered_part, open_labels
 from lightning_al.data.dataloaders import TRANSFER_HOOKS, PoolBatch, PoolView, labeled_loader, pool_loader
-from lightning_al.data.datasets_module import DatasetsModule
+from lightning_al.data.datasets_module import to_datamodule
 from lightning_al.data.evaluation_view import evaluation_dataset
 from lightning_al.data.fingerprint import fingerprint, warn_if_reads_differ
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
 from lightning_al.data.pool import Pool
+from lightning_al.data.sizes import check_counts
 from lightning_al.data.stored_pool import check_identity, merge_pools
 from lightning_al.data.targets import LabelKey
 from lightning_al.data.wrapped_loaders import WrappedLoaders
 from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
+from lightning_al.storage.labels_file import Labels
 
 PASSED_THROUGH = ("val_dataloader", "test_dataloader", "predict_dataloader", *TRANSFER_HOOKS)
 
@@ -59,6 +62,8 @@ class ActiveLearningDataModule(LightningDataModule):
         label_key: Where a sample has its target: a position, or a key; by default the second of two entries, or the
             only one with a usual name (`label`, `target`, `y`, ...). Classes are counted by it, and it is no part of
             the identity of the data.
+        labels: What people answer, a `Labels` or the path of its file: every target comes from there, and samples
+            without a label are not trained on. None: the dataset has all targets.
 
     Raises:
         TypeError: If the data is neither a datamodule nor a map-style dataset.
@@ -93,32 +98,21 @@ class ActiveLearningDataModule(LightningDataModule):
         seed: int = 0,
         pool_file: str | os.PathLike[str] | None = None,
         label_key: LabelKey | None = None,
+        labels: str | os.PathLike[str] | Labels | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "pool_batch_size": pool_batch_size, "candidates": candidates}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`ActiveLearningDataModule({name}={value})`: `{name}` must be at least 1.")
-        if isinstance(datamodule_or_train_dataset, LightningDataModule):
-            if val_dataset is not None or test_dataset is not None:
-                raise ValueError(
-                    "`ActiveLearningDataModule(val_dataset=..., test_dataset=...)` go with a training dataset; a "
-                    "LightningDataModule brings its own `val_dataloader` and `test_dataloader`."
-                )
-            self.datamodule: LightningDataModule = datamodule_or_train_dataset
-        else:
-            datasets = (datamodule_or_train_dataset, val_dataset, test_dataset)
-            self.datamodule = DatasetsModule(*datasets, batch_size=batch_size or 32, num_workers=num_workers or 0)
+        check_counts(batch_size=batch_size, pool_batch_size=pool_batch_size, candidates=candidates)
+        datasets = (datamodule_or_train_dataset, val_dataset, test_dataset)
+        self.datamodule = to_datamodule(*datasets, batch_size=batch_size, num_workers=num_workers)
         self.initial_size = check_initial_size(initial_size)
         self.pool_dataset = pool_dataset
-        self._batch_size = batch_size
-        self.num_workers = num_workers
+        self._batch_size, self.num_workers = batch_size, num_workers
         self.pool_batch_size = pool_batch_size
-        self.candidates = candidates
-        self.balanced_start = balanced_start
+        self.candidates, self.balanced_start = candidates, balanced_start
         self.seed = seed
         self.pool_file = None if pool_file is None else Path(pool_file)
         self.label_key = label_key
+        self.labels = open_labels(labels, balanced_start)
         for flag in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             setattr(self, flag, getattr(self.datamodule, flag))
         for name in PASSED_THROUGH:
@@ -127,7 +121,7 @@ class ActiveLearningDataModule(LightningDataModule):
                 setattr(self, name, getattr(self.datamodule, name))
         self._pool: Pool | None = None
         self._train_dataset: Any = None
-        self._fingerprint = ""  # of the dataset above
+        self._fingerprint = ""  # of that dataset
         self._evaluation_dataset: Any = None
         self._cycle: int | None = None
         self._loaders = WrappedLoaders(self.datamodule, seed)
@@ -218,8 +212,14 @@ class ActiveLearningDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a loader over the labeled part, with the options of the wrapped training loader."""
-        labeled = self.pool.labeled_by(self.cycle)
-        return labeled_loader(self._loaders.for_training(), labeled, self._batch_size, self.num_workers)
+        wrapped, indices = self._loaders.for_training(), self.labeled_indices(self.cycle)
+        labeled = answered_part(wrapped.dataset, indices, self.labels, self.label_key)
+        return labeled_loader(wrapped, labeled, self._batch_size, self.num_workers)
+
+    def labeled_indices(self, cycle: int) -> "array[int]":
+        """Return the dataset indices that a cycle trains on, without those that people have not labeled."""
+        indices, labels = self.pool.labeled_by(cycle), self.labels
+        return indices if labels is None else array("q", [i for i in indices if labels.get(i) is not None])
 
     def candidate_indices(self) -> "array[int]":
         """Return the unlabeled dataset indices that this cycle can pick from, ascending."""
@@ -291,8 +291,8 @@ class ActiveLearningDataModule(LightningDataModule):
         size, before = len(self._train_dataset), self._pool and self._pool.fingerprint
         if self._pool is None:
             pool, generator = Pool(size, self._fingerprint), make_generator(RandomStream.INITIAL, self.seed)
-            options = (self.initial_size, generator, self.balanced_start, self.label_key)
-            pool.label(draw_initial(self._train_dataset, *options), strategy="initial")
+            drawn = draw_initial(self._train_dataset, self.initial_size, generator, self.balanced_start, self.label_key)
+            pool.label(drawn, strategy="initial")
             self._pool = pool
         source = "The pool" if self.pool_file is None else f"Pool file {self.pool_file}"
         check_identity(self._pool, size, self._fingerprint, source)

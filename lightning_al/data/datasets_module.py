@@ -3,10 +3,34 @@
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-)
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def to_datamodule(
+    data: Any, val: Any, test: Any, *, batch_size: int | None, num_workers: int | None
+) -> LightningDataModule:
+    """Return a datamodule as it is, and datasets as one.
+
+    Args:
+        data: A datamodule, or the training data.
+        val: The validation data, or None.
+        test: The test data, or None.
+        batch_size: Samples per batch of datasets; None for 32.
+        num_workers: Worker processes per loader of datasets; None for none.
+
+    Raises:
+        TypeError: If the training data is neither.
+        ValueError: If datasets come with a datamodule.
+
+    """
+    if not isinstance(data, LightningDataModule):
+        return DatasetsModule(data, val, test, batch_size=batch_size or 32, num_workers=num_workers or 0)
+    if val is not None or test is not None:
+        raise ValueError(
+            "`ActiveLearningDataModule(val_dataset=..., test_dataset=...)` go with a training dataset; a "
+            "LightningDataModule brings its own `val_dataloader` and `test_dataloader`."
+        )
+    return data
 
 
 class DatasetsModule(LightningDataModule):

@@ -42,3 +42,10 @@ def resolve_size(size: int | float, total: int) -> int:
 
     """
     return size if isinstance(size, int) else max(1, round(size * total))
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise ValueError if an argument of the datamodule that counts something is below 1; None is allowed."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`ActiveLearningDataModule({name}={value})`: `{name}` must be at least 1.")

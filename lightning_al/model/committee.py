@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_al.data.dataloaders import labeled_loader
 from lightning_al.data.datamodule import PASSED_THROUGH, ActiveLearningDataModule
@@ -236,7 +236,7 @@ def _member_loader(datamodule: ActiveLearningDataModule, entropy: tuple[int, ...
     wrapped.generator = generator
     if isinstance(wrapped.sampler, DistributedSampler):  # every process trains on all of it
         wrapped.sampler.num_replicas, wrapped.sampler.rank = 1, 0
-    return labeled_loader(wrapped, rows.tolist(), None, None)
+    return labeled_loader(wrapped, Subset(wrapped.dataset, rows.tolist()), None, None)
 
 
 @contextmanager

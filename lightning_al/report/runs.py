@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_al.storage.completion import FILE_NAME, RUN_NAME, CompletionRecord, read_completion
 from lightning_al.storage.cycles_table import CycleRecord, read_cycles
-from lightning_al.storage.pool_file import Labeling, read_pool
+from lightning_al.storage.pool_file import StoredLabeling, read_pool
 from lightning_al.storage.query_files import NUM_QUANTILES, PickRow, read_query
 from lightning_al.storage.run_folder import RunFolder, RunRefusedError
 from lightning_al.storage.schema import DamagedFileError
@@ -76,7 +76,7 @@ class ReportedRun:
     config: dict[str, Any] = field(default_factory=dict)
     completion: CompletionRecord | None = None
     notes: TrackingNotes = field(default_factory=TrackingNotes)
-    history: Sequence[Labeling] = ()
+    history: Sequence[StoredLabeling] = ()
 
     @property
     def compared(self) -> bool:

@@ -21,6 +21,7 @@ RESUMABLE_SETTINGS = (
     "config",
     "cycles",
     "data.num_workers",
+    "min_answers",
     "num_preview_samples",
     "overwrite",
     "target",
@@ -37,6 +38,7 @@ RESUMABLE_SETTINGS = (
     "trainer.num_sanity_val_steps",
     "trainer.profiler",
     "trainer.strategy",
+    "wait",
 )
 
 # Settings that files of earlier versions lack; there they are compared from the next time on.

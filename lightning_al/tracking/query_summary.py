@@ -76,7 +76,7 @@ class QuerySummary:
     @property
     def labeled_before(self) -> int:
         """How many labeled samples the cycle trained on."""
-        return self.pool.num_labeled - len(self.labeling.indices)
+        return self.pool.num_labeled - len(self.labeling)
 
     @property
     def quantiles(self) -> list[float] | None:
@@ -170,6 +170,8 @@ def _predicted(outputs: list[Tensor]) -> list[int] | list[float] | None:
 
 
 def _known_labels(datamodule: ActiveLearningDataModule, view: Any) -> list[Label] | None:
+    if datamodule.labels is not None:  # people are yet to be asked
+        return None
     try:
         return class_labels(view.dataset, view.indices, datamodule.label_key)
     except AmbiguousTargetError as error:
