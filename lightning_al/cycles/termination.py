@@ -28,11 +28,21 @@ def ending_together() -> Iterator[None]:
     Lightning itself looks at SIGTERM after a batch, which would let a query of hours go on, and sends a message to the
     other processes, which hangs where they wait for another one. Under SLURM its way stays, since it requeues jobs.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        if LAUNCHER in os.environ:
-            die_with(int(os.environ[LAUNCHER]))
+    with _ending_with_launcher() if os.environ.get("LOCAL_RANK", "0") != "0" else _launching():
         yield
-        return
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(_end_process_group)
+
+
+@contextmanager
+def _ending_with_launcher() -> Iterator[None]:
+    if LAUNCHER in os.environ:
+        die_with(int(os.environ[LAUNCHER]))
+    yield
+
+
+@contextmanager
+def _launching() -> Iterator[None]:
     os.environ[LAUNCHER] = str(os.getpid())
     in_main_thread = threading.current_thread() is threading.main_thread()
     takes_signal = in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -44,8 +54,6 @@ def ending_together() -> Iterator[None]:
         os.environ.pop(LAUNCHER, None)
         if takes_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        atexit.register(_end_process_group)
 
 
 class Termination(Callback):
