@@ -9,13 +9,13 @@ from lightning_al.acquisition.contract import Acquisition
 from lightning_al.wrappers import Mixture, OncePerGroup, RandomSubset, StochasticBatch, UncertaintyHerding
 
 SETTINGS: dict[type, list[dict[str, Any]]] = {
-    strategies.BADGEAcquisition: [{}, {"features": "net.1"}],
+    strategies.BADGEAcquisition: [{}, {"features": "net.1"}, {"output": "sigmoid"}],
     strategies.BAITAcquisition: [{}, {"output": "identity", "embeddings": "input"}],
-    strategies.BALDAcquisition: [{"passes": 4}],
+    strategies.BALDAcquisition: [{"passes": 4}, {"passes": 4, "output": "sigmoid"}],
     strategies.BatchBALDAcquisition: [{"passes": 4, "configurations": 50}],
     strategies.CheckpointEnsembleAcquisition: [{}],
     strategies.CoreSetAcquisition: [{}, {"embeddings": "input"}],
-    strategies.EntropyAcquisition: [{}],
+    strategies.EntropyAcquisition: [{}, {"output": "sigmoid"}],
     strategies.LeastConfidenceAcquisition: [{}],
     strategies.MarginAcquisition: [{}],
     strategies.MCDropoutAcquisition: [

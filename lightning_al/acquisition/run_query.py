@@ -166,6 +166,7 @@ def _measure(
         context = QueryContext(
             predictor, first, seed, cycle, len(candidates), budget, candidates, read, read_validation
         )
+        predictor.example = context.batch  # the same on every process
         prefer_channels_last(predictor, context.batch)
         acquisition.prepare(context)
         scoring = ScoringPass(

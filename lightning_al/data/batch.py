@@ -1,7 +1,7 @@
 """Batches and samples: their inputs, labels and rows, and the arguments of `forward`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -23,8 +23,8 @@ BATCH_PARAMETERS = ("batch", "sample", "samples")
 THREE_WAYS_OUT = (
     "Three ways out: (1) define `acquisition_step(self, batch)` in the LightningModule, returning one row of raw "
     "outputs (logits) per sample; (2) let `predict_step` return them; (3) let `forward` take the batch's inputs and "
-    "return them as a tensor (B, C), (B, C, H, W), (B, C, D, H, W), (B, T, C) or (B,), alone, first in a tuple, or "
-    f"under one of the keys {', '.join(OUTPUT_KEYS)}."
+    "return them as a tensor (B,), (B, C), (B, C, T), (B, T, C), (B, C, H, W) or (B, C, D, H, W), alone, in a tuple "
+    f"beside what they are computed from, or under one of the keys {', '.join(OUTPUT_KEYS)}."
 )
 
 
@@ -56,6 +56,7 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
     required = _required(parameters)
     if len(batch) == 0:
         raise TypeError(f"Expected a batch with inputs, got an empty {type(batch).__name__}. {THREE_WAYS_OUT}")
+    _check_readings(module, batch, required)
     inputs = batch[0]
     if isinstance(inputs, Mapping) and (len(required) <= 1 or set(required) <= set(inputs)):
         return _from_mapping(module, inputs, parameters)
@@ -69,6 +70,36 @@ def forward_arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], d
         f"`{type(module).__name__}.forward` needs {required}, but the batch is a {describe(batch)}, whose last entry "
         f"is the target: labels of the pool are never passed to a model. {THREE_WAYS_OUT}"
     )
+
+
+def _check_readings(module: nn.Module, batch: Sequence[Any], required: list[str]) -> None:
+    """Raise if a batch of three or more entries may be (meta, inputs, targets), or (inputs, targets, index)."""
+    if len(batch) < 3:
+        return
+    first, passed = batch[0], batch[max(len(required), 1) - 1] if len(required) < len(batch) else None
+    reason = None
+    is_input = _is_table(first) or (isinstance(first, Mapping) and set(required) & set(first))
+    if not is_input and len(required) < len(batch) - 1 and any(_is_table(entry) for entry in batch[1:-1]):
+        reason = f"a {describe(first)} before them may be an input, or describe the samples"
+    if passed is not first and _is_column(passed) and _is_column(batch[-1]) and "len" not in required[-1]:
+        reason = f"`{required[-1]}` would receive the targets of (inputs, targets, index)"
+    if reason is not None:
+        raise TypeError(
+            f"Cannot tell which entries of {describe(batch)} `{type(module).__name__}.forward` takes: {reason}. "
+            f"{THREE_WAYS_OUT}"
+        )
+
+
+def _is_table(entry: Any) -> bool:
+    """Return whether an entry of a batch looks like inputs: numbers, or several tokens for each sample."""
+    if isinstance(entry, (list, tuple)):
+        return bool(entry) and all(map(_is_table, entry))
+    return isinstance(entry, Tensor) and (entry.ndim > 1 or entry.is_floating_point())
+
+
+def _is_column(entry: Any) -> bool:
+    """Return whether an entry of a batch may be classes, lengths or indices."""
+    return isinstance(entry, Tensor) and entry.ndim == 1 and not entry.is_floating_point()
 
 
 def _required(parameters: list[inspect.Parameter]) -> list[str]:
@@ -134,23 +165,49 @@ def first_input(batch: Any) -> Tensor:
     return batch
 
 
-def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
+def take_rows(batch: Any, rows: Tensor, size: int, has_samples: Sequence[bool] | None = None) -> Any:
     """Return a batch of some of the samples of another.
 
     Args:
-        batch: Nested containers of tensors; those with `size` rows have one per sample, others are kept as they are.
+        batch: Nested containers of tensors; others than those with one row per sample are kept as they are.
         rows: (n,) positions in the batch, on its device.
         size: Number of samples in `batch`.
+        has_samples: For each tensor in order, whether its rows are the samples; None for all that have `size` rows.
 
     Returns:
         A batch of the same form.
 
     """
+    known = None if has_samples is None else iter(has_samples)
 
     def take(tensor: Tensor) -> Tensor:
-        return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == size else tensor
+        is_cut = tensor.ndim and len(tensor) == size if known is None else next(known)
+        return tensor[rows.to(tensor.device)] if is_cut else tensor
 
     return apply_to_collection(batch, Tensor, take)
+
+
+def tensors_with_samples(one: Any, two: Any) -> list[bool] | None:
+    """Return for each tensor of a batch, in order, whether it has one row per sample.
+
+    Args:
+        one: A batch of one sample.
+        two: A batch of two.
+
+    Returns:
+        A list; None if the two batches hold different numbers of tensors.
+
+    """
+    tensors = tensors_in(one), tensors_in(two)
+    if len(tensors[0]) != len(tensors[1]):
+        return None
+    return [first.shape[:1] == (1,) and second.shape[:1] == (2,) for first, second in zip(*tensors, strict=True)]
+
+
+def may_hold_other_rows(batch: Any, size: int) -> bool:
+    """Return whether a tensor of a batch may have as many rows as there are samples by coincidence."""
+    expected = 1 + bool(targets_in(batch)) if isinstance(batch, (Mapping, list, tuple)) else 2  # inputs and targets
+    return sum(tensor.shape[:1] == (size,) for tensor in tensors_in(batch)) > expected
 
 
 def describe(value: Any) -> str:

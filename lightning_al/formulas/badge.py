@@ -84,3 +84,22 @@ def hypothetical_residuals(probs: Tensor) -> Tensor:
     """
     label = probs == probs.amax(dim=1, keepdim=True)
     return probs - (label & (label.cumsum(dim=1) == 1)).to(probs.dtype)
+
+
+def hypothetical_label_residuals(probs: Tensor) -> Tensor:
+    """Return the gradient of the binary cross-entropies with respect to the logits, with the likelier value as label.
+
+    ``p_l - [p_l >= 1/2]``
+
+    Args:
+        probs: Probabilities of labels that are each present or absent, of shape (N, L).
+
+    Returns:
+        Gradients of shape (N, L).
+
+    Example:
+        >>> hypothetical_label_residuals(torch.tensor([[0.75, 0.25]]))
+        tensor([[-0.2500,  0.2500]])
+
+    """
+    return probs - (probs >= 0.5).to(probs.dtype)

@@ -71,9 +71,11 @@ def checked_points(name: str, argument: str, points: Tensor) -> Tensor:
     return points
 
 
-def mean_over_positions(scores: Tensor) -> Tensor:
-    """Average scores of shape (N, ...) to (N,)."""
-    return scores.unsqueeze(-1).flatten(1).mean(dim=1)
+def mean_over_positions(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average scores of shape (N, ...) to (N,), over the positions where a mask of the same shape is true."""
+    if mask is None:
+        return scores.unsqueeze(-1).flatten(1).mean(dim=1)
+    return scores.masked_fill(~mask, 0).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
 
 
 def checked_probs(name: str, argument: str, probs: Tensor) -> Tensor:

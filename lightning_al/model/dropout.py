@@ -105,6 +105,7 @@ def dropout_passes(
     Cost: one forward pass per draw.
 
     """
+    predictor.inspect(batch)  # without dropout
     for step, entropy in enumerate(draws, start=1):
         with dropout(predictor.module, *entropy):
             outputs = predictor.output(batch, output)

@@ -41,6 +41,7 @@ class Features:
 
     def __init__(self, predictor: Predictor, batch: Any, name: str | None = None) -> None:
         self.predictor = predictor
+        predictor.inspect(batch)  # before its layers are watched
         self._names = {module: path for path, module in predictor.module.named_modules() if path}
         self._takes_input = name is None
         self._layer = self._last_linear(batch) if name is None else self._named(name)

@@ -24,8 +24,8 @@ class TemperedPredictor(Predictor):
 
     Example:
         >>> predictor = Predictor(torch.nn.Identity())
-        >>> TemperedPredictor(predictor, torch.ones(2, 3), 2.0)(torch.ones(2, 3))[0]
-        tensor([0.5000, 0.5000, 0.5000])
+        >>> TemperedPredictor(predictor, torch.full((2, 3), 5.0), 2.0)(torch.full((2, 3), 5.0))[0]
+        tensor([2.5000, 2.5000, 2.5000])
 
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor
 
 Weights = Mapping[str, Tensor]
@@ -92,21 +93,24 @@ def swapped_weights(module: nn.Module, weights: Weights) -> Iterator[None]:
             tensor.data = before
 
 
-def weight_passes(predictor: Predictor, batch: Any, members: Sequence[Weights]) -> Iterator[Tensor]:
+def weight_passes(
+    predictor: Predictor, batch: Any, members: Sequence[Weights], output: Output = "softmax"
+) -> Iterator[Tensor]:
     """Predict a batch with one set of weights after the other.
 
     Args:
         predictor: The model, which has its own weights again whenever a pass is yielded.
         batch: A batch on its device.
         members: K sets of weights, each a result of `copy_to_device_of`.
+        output: Probabilities of classes or of labels, as for `Predictor.output`.
 
     Yields:
-        K tensors of class probabilities (B, C, *positions).
+        K tensors (B, C, *positions).
 
     """
     for step, weights in enumerate(members, start=1):
         with swapped_weights(predictor.module, weights):
-            probs = predictor.probabilities(batch)
+            probs = predictor.output(batch, output)
         predictor.report_pass(step, len(members), len(probs))
         yield probs
 

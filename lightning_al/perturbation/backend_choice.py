@@ -66,6 +66,7 @@ def make_backend(
     def forward(batch: Any) -> Tensor:
         return predictor.output(batch, output)
 
+    predictor.inspect(batch)  # before passes are perturbed or vectorized
     clean: list[Tensor] = []
     parameters = noisy_parameters(predictor.module, lambda: clean.append(forward(batch)), modules)
     is_low = computes_in_low_precision(lambda: clean.append(forward(batch)))

@@ -75,6 +75,7 @@ class ClosedForm:
         directions: Directions = 2,
         seed: Sequence[int] = (0,),
     ) -> None:
+        predictor.inspect(batch)  # before its layers are watched
         self._root = _Root(predictor)
         self._output: Output = output
         self._directions = directions
@@ -128,10 +129,10 @@ class ClosedForm:
         return scores.masked_fill(broken, torch.nan).to(outputs.dtype)
 
     def _response(self, outputs: Tensor) -> Response:
-        """Return the measured function of the outputs, depending on whether the model ends in a softmax."""
-        if self._output != "softmax":
+        """Return the measured function of the outputs, depending on whether the model ends in it already."""
+        if self._output == "identity" or self._root.predictor.to_probabilities(outputs, self._output) is not outputs:
             return self._output
-        return "probabilities" if self._root.predictor.to_probabilities(outputs) is outputs else "softmax"
+        return "probabilities" if self._output == "softmax" else "identity"
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

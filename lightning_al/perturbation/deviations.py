@@ -1,10 +1,12 @@
 """Deviations of the outputs in each pass: the interface of backends, and the reduction to numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lightning_al.formulas.checks import mean_over_positions
 
 Seed = tuple[int, ...]
 
@@ -48,17 +50,32 @@ Norm = Literal["squared", "l2"]
 SCORE, EVEN, ODD = range(3)  # columns of `ranking_rows`
 
 
-def deviation_sizes(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], norm: Norm = "squared") -> Tensor:
+PositionMaskOf = Callable[[Any, Tensor], Tensor | None]
+"""Maps a batch and its outputs to the positions that count, (B, *positions), or to None if all do."""
+
+
+def count_all(batch: Any, outputs: Tensor) -> None:
+    """Return None: every position counts."""
+
+
+def deviation_sizes(
+    backend: Backend,
+    chunk: Sequence[Any],
+    seeds: Sequence[Seed],
+    norm: Norm = "squared",
+    position_mask: PositionMaskOf = count_all,
+) -> Tensor:
     r"""Measure the deviation of each sample in each pass; the score is the mean over the passes.
 
     A dense output is reduced at once: the norm is taken over the classes at each position, then averaged over the
-    positions.
+    positions that count.
 
     Args:
         backend: Computes the deviations.
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         norm: `"squared"` or `"l2"`.
+        position_mask: Finds the positions that count.
 
     Returns:
         (n, K) sizes, n being the number of samples in the chunk.
@@ -70,9 +87,10 @@ def deviation_sizes(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed
     sizes: list[list[Tensor]] = [[] for _ in chunk]
     for deviation in backend.deviations(chunk, seeds):
         position, squared = deviation.position, deviation.change.square().sum(1)
+        mask = position_mask(chunk[position], deviation.clean)
         del deviation  # frees dense outputs before the next pass
         size = squared if norm == "squared" else squared.sqrt()
-        sizes[position].append(size.reshape(len(size), -1).mean(1))
+        sizes[position].append(mean_over_positions(size, mask))
     return torch.cat([torch.stack(passes, 1) for passes in sizes])
 
 
@@ -82,16 +100,23 @@ def ranking_rows(sizes: Tensor) -> Tensor:
     return torch.stack([sizes.mean(1), sizes[:, ::2].mean(1), odd.mean(1)], 1)
 
 
-def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Seed], normalize: bool = False) -> Tensor:
+def deviation_vectors(
+    backend: Backend,
+    chunk: Sequence[Any],
+    seeds: Sequence[Seed],
+    normalize: bool = False,
+    position_mask: PositionMaskOf = count_all,
+) -> Tensor:
     r"""Concatenate the deviations of all passes: random projections of the per-sample gradients.
 
-    A dense output is averaged over its positions first.
+    A dense output is averaged over its positions that count first.
 
     Args:
         backend: Computes the deviations.
         chunk: Batches on the device.
         seeds: One tuple of integers per pass.
         normalize: Divide by the norm of the sample's clean output, as the authors' later code does.
+        position_mask: Finds the positions that count.
 
     Returns:
         (n, K * C) vectors; the mean over K of their squared norm is the mean of `deviation_sizes` (norm "squared")
@@ -103,9 +128,16 @@ def deviation_vectors(backend: Backend, chunk: Sequence[Any], seeds: Sequence[Se
     """
     vectors: list[list[Tensor]] = [[] for _ in chunk]
     for position, _, change, clean in backend.deviations(chunk, seeds):
-        vector = change.reshape(*change.shape[:2], -1).mean(2)
+        mask = position_mask(chunk[position], clean)
+        vector = _mean_of_vectors(change, mask)
         if normalize:
-            center = clean.reshape(*clean.shape[:2], -1).mean(2)
+            center = _mean_of_vectors(clean, mask)
             vector = vector / center.norm(dim=1, keepdim=True).clamp_min(torch.finfo(center.dtype).tiny)
         vectors[position].append(vector)
     return torch.cat([torch.cat(passes, 1) for passes in vectors])
+
+
+def _mean_of_vectors(outputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Average (B, C, *positions) to (B, C) over the positions that count."""
+    masks = None if mask is None else mask.unsqueeze(1).expand_as(outputs).flatten(0, 1)
+    return mean_over_positions(outputs.flatten(0, 1), masks).reshape(outputs.shape[:2])

@@ -16,10 +16,10 @@ from lightning_al.numerics.float32 import true_float32
 from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import Method, make_backend
 from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, find_closed_form
-from lightning_al.perturbation.deviations import Backend, Norm, Seed, deviation_sizes
+from lightning_al.perturbation.deviations import Backend, Norm, PositionMaskOf, Seed, deviation_sizes
 from lightning_al.perturbation.directions import Directions
 from lightning_al.perturbation.noise import Distribution, Noise, Scope
-from lightning_al.scoring.memory import MemoryLimit, chunked, within_memory
+from lightning_al.scoring.memory import MemoryLimit, chunked, samples_finder, within_memory
 from lightning_al.scoring.transfer import to_module
 
 Passes: TypeAlias = int | float | Literal["inf"]
@@ -102,6 +102,7 @@ def noise_stability(
         measure: Callable[[list[Any]], Tensor] | None = None
         scores = []
         limit = MemoryLimit()
+        find_samples = samples_finder(batches, partial(to_module, module=predictor.module))
         for chunk in chunked((to_module(batch, predictor.module) for batch in batches), limit):
             if measure is None:
                 prefer_channels_last(predictor, chunk[0])
@@ -117,8 +118,8 @@ def noise_stability(
                     directions=directions,
                     compiled=compile,
                 )
-                measure = partial(_scores, scorer, norm)
-            scores.append(within_memory(measure, chunk, limit).float().cpu())
+                measure = partial(_scores, scorer, norm, predictor.position_mask)
+            scores.append(within_memory(measure, chunk, limit, find_samples=find_samples).float().cpu())
     if not scores:
         raise ValueError("`noise_stability(batches=...)`: there is no batch to score.")
     all_scores = torch.cat(scores)
@@ -179,11 +180,12 @@ def find_scorer(
     return SeededPasses(backend, seeds)
 
 
-def _scores(scorer: ClosedForm | SeededPasses, norm: Norm, chunk: list[Any]) -> Tensor:
+def _scores(scorer: ClosedForm | SeededPasses, norm: Norm, position_mask: PositionMaskOf, chunk: list[Any]) -> Tensor:
     """Return the scores (n,) of a chunk."""
     if isinstance(scorer, ClosedForm):
         return scorer.chunk_scores(chunk)
-    return deviation_sizes(scorer.backend, chunk, seeds=scorer.seeds, norm=norm).mean(1)
+    sizes = deviation_sizes(scorer.backend, chunk, seeds=scorer.seeds, norm=norm, position_mask=position_mask)
+    return sizes.mean(1)
 
 
 def check_options(

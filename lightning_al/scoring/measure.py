@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_al.data.batch import THREE_WAYS_OUT
 from lightning_al.data.dataloaders import PoolBatch
-from lightning_al.scoring.memory import CHUNK_BYTES, MemoryLimit, chunked, within_memory
+from lightning_al.scoring.memory import CHUNK_BYTES, MemoryLimit, chunked, samples_finder, within_memory
 
 
 def measure_pool(
@@ -41,12 +41,13 @@ def measure_pool(
     rows: list[Tensor] = []
     on_device = (PoolBatch(ids, transfer(batch)) for ids, batch in batches)
     limit = MemoryLimit(chunk_bytes)
+    find_samples = samples_finder(batches, lambda batch: transfer(batch.batch))
     for chunk in chunked(on_device, limit):
         ids = [index for part in chunk for index in part.indices]
         sizes = [len(part.indices) for part in chunk]
         # copied before the next chunk is queued, so that a GPU computes while the loader reads
         rows[-1:] = [row.cpu() for row in rows[-1:]]
-        measured = within_memory(measure, [part.batch for part in chunk], limit, sizes)
+        measured = within_memory(measure, [part.batch for part in chunk], limit, sizes, find_samples)
         if measured.ndim == 0 or len(measured) != len(ids):
             raise ValueError(
                 f"Expected one row per sample, got {tuple(measured.shape)} for {len(ids)} samples: the model's output "

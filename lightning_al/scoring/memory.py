@@ -1,5 +1,6 @@
 """Limit how much is measured at a time, and measure less when the device's memory runs out."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_al.data.batch import take_rows, tensors_in
+from lightning_al.data.batch import describe, may_hold_other_rows, take_rows, tensors_in, tensors_with_samples
 
 BatchT = TypeVar("BatchT")
 
@@ -35,7 +37,11 @@ class MemoryLimit:
 
 
 def within_memory(
-    measure: Callable[[list[Any]], Tensor], chunk: list[Any], limit: MemoryLimit, sizes: list[int] | None = None
+    measure: Callable[[list[Any]], Tensor],
+    chunk: list[Any],
+    limit: MemoryLimit,
+    sizes: list[int] | None = None,
+    find_samples: Callable[[], list[bool] | None] = lambda: None,
 ) -> Tensor:
     """Measure a chunk; if the device runs out of memory, measure its halves, down to single samples.
 
@@ -44,12 +50,14 @@ def within_memory(
         chunk: The batches.
         limit: Halved when memory runs out, so that the next chunks are smaller from the start.
         sizes: The number of samples in each batch; by default that of its tensors.
+        find_samples: Returns for each tensor of a batch whether it has one row per sample, or None if that is unknown.
 
     Returns:
         (n, ...) rows.
 
     Raises:
-        torch.OutOfMemoryError: If a single sample does not fit.
+        torch.OutOfMemoryError: If a single sample does not fit, or a batch that does not fit is not split, since it is
+            unknown which of its tensors have one row per sample.
 
     """
     if len(chunk) > 1 or limit.samples == math.inf:
@@ -64,19 +72,26 @@ def within_memory(
         _halve_limit(limit, sizes[0] if len(chunk) == 1 else None, reason)
     sizes = [extract_batch_size(batch) for batch in chunk] if sizes is None else sizes
     if len(chunk) == 1:
-        return _measure_in_parts(measure, chunk[0], sizes[0], limit)
+        return _measure_in_parts(measure, chunk[0], sizes[0], limit, find_samples())
     middle = len(chunk) // 2
     halves = [(chunk[:middle], sizes[:middle]), (chunk[middle:], sizes[middle:])]
-    return torch.cat([within_memory(measure, batches, limit, counts) for batches, counts in halves])
+    return torch.cat([within_memory(measure, batches, limit, counts, find_samples) for batches, counts in halves])
 
 
-def _measure_in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit) -> Tensor:
-    """Measure a batch in parts that fit, each taken from the full batch, whose size marks the tensors to cut."""
+def _measure_in_parts(
+    measure: Callable[[list[Any]], Tensor], batch: Any, size: int, limit: MemoryLimit, has_samples: list[bool] | None
+) -> Tensor:
+    """Measure a batch in parts that fit, each taken from the full batch."""
+    if has_samples is None and limit.samples < size and may_hold_other_rows(batch, size):
+        raise torch.cuda.OutOfMemoryError(
+            f"Not enough memory for {describe(batch)}, which is not split: several of its tensors have {size} rows, "
+            "and it is unknown which have one per sample. Pass smaller batches, or a DataLoader."
+        )
     rows: list[Tensor] = []
     done = 0
     while done < size:
         count = int(min(limit.samples, size - done))
-        part = batch if count == size else take_rows(batch, torch.arange(done, done + count), size)
+        part = batch if count == size else take_rows(batch, torch.arange(done, done + count), size, has_samples)
         try:
             rows.append(measure([part]))
         except RuntimeError as error:
@@ -88,6 +103,26 @@ def _measure_in_parts(measure: Callable[[list[Any]], Tensor], batch: Any, size: 
             continue
         _halve_limit(limit, count, reason)
     return torch.cat(rows)
+
+
+def samples_finder(loader: Any, prepare: Callable[[Any], Any]) -> Callable[[], list[bool] | None]:
+    """Return a function that collates one sample and two, once, to see which tensors have one row per sample.
+
+    Args:
+        loader: A DataLoader over a map-style dataset; for anything else nothing is known.
+        prepare: Turns a batch of the loader into what is measured.
+
+    """
+
+    @functools.cache
+    def find() -> list[bool] | None:
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            return None
+        sample = loader.dataset[0]
+        one, two = (prepare(loader.collate_fn([sample] * count)) for count in (1, 2))
+        return tensors_with_samples(one, two)
+
+    return find
 
 
 def _halve_limit(limit: MemoryLimit, samples: int | None, reason: str) -> None:

@@ -1,6 +1,6 @@
 """BADGE: label samples whose loss gradients are long and differ from each other.
 
-Passes per sample: 1. Suits classification. Memory: C + D numbers per sample.
+Passes per sample: 1. Suits classification, also multi-label. Memory: C + D numbers per sample.
 """
 
 from typing import Any
@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
-from lightning_al.formulas.badge import hypothetical_residuals
+from lightning_al.formulas.badge import hypothetical_label_residuals, hypothetical_residuals
 from lightning_al.model.features import Features
+from lightning_al.model.output import ClassOutput, check_output
 from lightning_al.model.predictor import Predictor
 
 
@@ -25,9 +26,12 @@ class BADGEAcquisition(Acquisition):
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         features: Name of the module whose output is h; None takes the input of the last linear layer.
         seed: Seed of the draws; None takes the datamodule's.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit or several labels, with the rows
+            $(p_l - [p_l \ge \tfrac12]) \, h^\top$.
 
     Raises:
-        ValueError: For outputs at several positions, whose gradients are no outer product; if no features are found.
+        ValueError: If `output` is neither or no features are found; for outputs at several positions, whose gradients
+            are no outer product.
 
     Cost: one forward pass per candidate; then N * query_size * (C + D) multiplications. The N x C x D gradients are
         never formed.
@@ -41,10 +45,18 @@ class BADGEAcquisition(Acquisition):
 
     """
 
-    def __init__(self, query_size: int | float, features: str | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        query_size: int | float,
+        features: str | None = None,
+        seed: int | None = None,
+        output: ClassOutput = "softmax",
+    ) -> None:
         super().__init__(query_size)
+        check_output("BADGEAcquisition", output)
         self.features = features
         self.seed = seed
+        self.output = output
 
     def prepare(self, context: QueryContext) -> None:
         """Find the features, and raise for outputs at several positions."""
@@ -53,15 +65,16 @@ class BADGEAcquisition(Acquisition):
         self._classes = outputs.shape[1]
         if outputs.ndim > 2:
             raise ValueError(
-                f"`BADGEAcquisition` needs one output per class, got {tuple(outputs.shape)}: the gradient of a loss "
-                "over positions is no outer product of two vectors. For dense outputs use `CoreSetAcquisition` or "
-                "`NoiseStabilityAcquisition`."
+                f"`BADGEAcquisition` needs one row of outputs per sample, got {tuple(outputs.shape)}: the gradient of "
+                "a loss over positions is no outer product of two vectors. For dense outputs use `CoreSetAcquisition` "
+                "or `NoiseStabilityAcquisition`."
             )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the two factors of each gradient of a batch."""
         outputs, features = self._read(batch)
-        residuals = hypothetical_residuals(predictor.to_probabilities(outputs))
+        residuals_of = hypothetical_residuals if self.output == "softmax" else hypothetical_label_residuals
+        residuals = residuals_of(predictor.to_probabilities(outputs, self.output))
         return torch.cat([residuals.to(features), features], dim=1)
 
     def select(self, query: Query) -> list[int]:

@@ -15,7 +15,7 @@ from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.predictor import Predictor
 
-BAITOutput = Literal["softmax", "identity"]
+BAITOutput = Literal["softmax", "sigmoid", "identity"]
 
 
 class BAITAcquisition(Acquisition):
@@ -27,7 +27,8 @@ class BAITAcquisition(Acquisition):
 
     Args:
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
-        output: `"softmax"` for classes, `"identity"` for regression, whose information does not depend on the outputs.
+        output: `"softmax"` for classes, `"sigmoid"` for a binary logit, `"identity"` for regression, whose information
+            does not depend on the outputs.
         features: Name of the module whose output is h; None takes the input of the last linear layer.
         embeddings: The vectors h: `"model"` for features of the trained model, on which the last layer is fitted;
             `"input"` for the first 50 principal components of the inputs; or the path of a `.npy` file with one row
@@ -72,12 +73,17 @@ class BAITAcquisition(Acquisition):
         self.embeddings = embeddings
         self.ridge = ridge
         self.embedding_source = EmbeddingSource("BAITAcquisition", embeddings, features)
-        self.needs_forward = output == "softmax" or not self.embedding_source.in_file
+        self.needs_forward = output != "identity" or not self.embedding_source.in_file
 
     def prepare(self, context: QueryContext) -> None:
         """Find the embeddings, and raise for outputs at several positions."""
         self._read = self.embedding_source.prepare(context)
         outputs = context.predictor(context.batch)
+        if self.output == "sigmoid" and outputs.shape[1] > 1:
+            raise ValueError(
+                f'`BAITAcquisition(output="sigmoid")` needs one logit per sample, got {tuple(outputs.shape)}: its '
+                'binary form has one weight per sample. For several labels use `BADGEAcquisition(output="sigmoid")`.'
+            )
         if outputs.ndim > 2:
             raise ValueError(
                 f"`BAITAcquisition` needs one row of outputs per sample, got {tuple(outputs.shape)}. For dense outputs "
@@ -89,13 +95,13 @@ class BAITAcquisition(Acquisition):
         outputs, rows = self._read(batch)
         if self.output == "identity":
             return rows
-        probs = predictor.to_probabilities(predictor(batch) if outputs is None else outputs)
+        probs = predictor.to_probabilities(predictor(batch) if outputs is None else outputs, self.output)
         top = probs.amax(1, keepdim=True)
         return torch.cat([top * (1 - top), rows.to(top)], dim=1)
 
     def select(self, query: Query) -> list[int]:
         """Choose greedily by the Fisher information, with the labeled part in it."""
-        weighted = self.output == "softmax"
+        weighted = self.output != "identity"
         points, labeled = self.embedding_source.of_query(query, begin=int(weighted))
         weights, labeled_weights = (query.pool[:, 0], query.labeled_rows()[:, 0]) if weighted else (None, None)
         rows = functional.bait(

@@ -1,7 +1,7 @@
 """BALD: label samples on whose class draws of dropout disagree, while each draw is confident.
 
-Passes per sample: K. Suits classification and dense classification (mean over the positions) with dropout modules.
-Memory: one number per sample.
+Passes per sample: K. Suits classification, multi-label and dense classification (mean over labels and positions)
+with dropout modules. Memory: one number per sample.
 """
 
 from typing import Any
@@ -12,6 +12,8 @@ from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.model.output import ClassOutput, check_output
+from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream
 
@@ -25,9 +27,11 @@ class BALDAcquisition(Acquisition):
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         passes: K draws of dropout, at least 2; the paper of noise stability uses 50 for its baselines.
         seed: Seed of the draws; None takes the datamodule's.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit, or several labels, over which
+            the score is averaged.
 
     Raises:
-        ValueError: If `passes` is out of range, or dropout changes no prediction.
+        ValueError: If an argument is out of range, or dropout changes no prediction.
 
     Cost: K forward passes per candidate, one read of the data.
 
@@ -41,11 +45,15 @@ class BALDAcquisition(Acquisition):
 
     """
 
-    def __init__(self, query_size: int | float, passes: int = 50, seed: int | None = None) -> None:
+    def __init__(
+        self, query_size: int | float, passes: int = 50, seed: int | None = None, output: ClassOutput = "softmax"
+    ) -> None:
         super().__init__(query_size)
+        check_output("BALDAcquisition", output)
         check_passes("BALDAcquisition", passes)
         self.passes = passes
         self.seed = seed
+        self.output = output
 
     def prepare(self, context: QueryContext) -> None:
         """Check for dropout, and seed the draws."""
@@ -54,4 +62,5 @@ class BALDAcquisition(Acquisition):
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the scores of a batch."""
-        return functional.bald(dropout_passes(predictor, batch, self._draws))
+        passes = dropout_passes(predictor, batch, self._draws, self.output)
+        return score_passes(functional.bald, predictor, batch, passes, self.output)

@@ -1,7 +1,7 @@
 """Checkpoint ensemble: label the samples on which the weights of the last epochs disagree.
 
-Passes per sample: K. Suits classification and dense classification (mean over the positions). Memory: one number per
-sample, and K sets of weights.
+Passes per sample: K. Suits classification, multi-label and dense classification (mean over labels and positions).
+Memory: one number per sample, and K sets of weights.
 """
 
 from collections import deque
@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import QueryContext
 from lightning_al.formulas.disagreement import bald
+from lightning_al.model.output import ClassOutput, check_output
+from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.model.weight_swap import Weights, copy_to_device_of, copy_weights, weight_passes
 
@@ -34,9 +36,11 @@ class CheckpointEnsembleAcquisition(Acquisition):
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         epochs: K, at least 2: how many epochs at the end of the fit; all of them if the fit had fewer. The last 10 as
             in the noise stability paper's comparison.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit, or several labels, over which
+            the score is averaged.
 
     Raises:
-        ValueError: If `epochs` is below 2.
+        ValueError: If `epochs` is below 2, or `output` is neither.
 
     Cost: K forward passes per candidate; K copies of the weights, on the CPU while the fit trains and on the device
         while it scores. `ckpt="best"` changes nothing.
@@ -51,14 +55,16 @@ class CheckpointEnsembleAcquisition(Acquisition):
 
     """
 
-    def __init__(self, query_size: int | float, epochs: int = 10) -> None:
+    def __init__(self, query_size: int | float, epochs: int = 10, output: ClassOutput = "softmax") -> None:
         super().__init__(query_size)
+        check_output("CheckpointEnsembleAcquisition", output)
         if epochs < 2:
             raise ValueError(
                 f"`CheckpointEnsembleAcquisition(epochs={epochs})`: expected at least 2, since one set of weights "
                 "cannot disagree with itself; the paper uses 10."
             )
         self.epochs = epochs
+        self.output = output
         self._recent: deque[Weights] = deque(maxlen=epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -97,4 +103,5 @@ class CheckpointEnsembleAcquisition(Acquisition):
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the scores of a batch."""
-        return bald(weight_passes(predictor, batch, self._members))
+        passes = weight_passes(predictor, batch, self._members, self.output)
+        return score_passes(bald, predictor, batch, passes, self.output)

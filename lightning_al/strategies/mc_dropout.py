@@ -1,7 +1,7 @@
 """MC dropout: label samples whose prediction, averaged over draws of dropout, is least certain.
 
-Passes per sample: K. Suits classification, dense classification (mean over the positions) and, by the variance,
-regression, with dropout modules. Memory: one number per sample.
+Passes per sample: K. Suits classification, multi-label and dense classification (mean over labels and positions)
+and, by the variance, regression, with dropout modules. Memory: one number per sample.
 """
 
 from typing import Any, Literal, get_args
@@ -12,6 +12,8 @@ from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.model.output import ClassOutput, Output, check_output
+from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream
 
@@ -27,6 +29,8 @@ class MCDropoutAcquisition(Acquisition):
         uncertainty: `"predictive_entropy"`, $H(\tfrac{1}{K} \sum_k p_k)$; `"expected_entropy"`, the mean entropy
             $\tfrac{1}{K} \sum_k H(p_k)$; `"variance"` of the outputs themselves, for regression.
         seed: Seed of the draws; None takes the datamodule's.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit, or several labels, over which
+            the entropies are averaged. The variance is that of raw outputs.
 
     Raises:
         ValueError: If an argument is out of range, or dropout changes no prediction.
@@ -49,16 +53,24 @@ class MCDropoutAcquisition(Acquisition):
         passes: int = 50,
         uncertainty: Uncertainty = "predictive_entropy",
         seed: int | None = None,
+        output: ClassOutput = "softmax",
     ) -> None:
         super().__init__(query_size)
+        check_output("MCDropoutAcquisition", output)
         check_passes("MCDropoutAcquisition", passes)
         if uncertainty not in get_args(Uncertainty):
             raise ValueError(
                 f"`MCDropoutAcquisition(uncertainty={uncertainty!r})`: expected one of {get_args(Uncertainty)}."
             )
+        if uncertainty == "variance" and output != "softmax":
+            raise ValueError(
+                f'`MCDropoutAcquisition(uncertainty="variance", output={output!r})`: the variance is that of the raw '
+                "outputs. Leave `output` out, or use an entropy."
+            )
         self.passes = passes
         self.uncertainty = uncertainty
         self.seed = seed
+        self.output = output
 
     def prepare(self, context: QueryContext) -> None:
         """Check for dropout, and seed the draws."""
@@ -67,11 +79,11 @@ class MCDropoutAcquisition(Acquisition):
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the scores of a batch."""
-        if self.uncertainty == "variance":
-            return functional.predictive_variance(dropout_passes(predictor, batch, self._draws, "identity"))
-        passes = dropout_passes(predictor, batch, self._draws)
-        return (
-            functional.expected_entropy(passes)
-            if self.uncertainty == "expected_entropy"
-            else (functional.predictive_entropy(passes))
-        )
+        formula = {
+            "variance": functional.predictive_variance,
+            "expected_entropy": functional.expected_entropy,
+            "predictive_entropy": functional.predictive_entropy,
+        }[self.uncertainty]
+        output: Output = "identity" if self.uncertainty == "variance" else self.output
+        passes = dropout_passes(predictor, batch, self._draws, output)
+        return score_passes(formula, predictor, batch, passes, output)

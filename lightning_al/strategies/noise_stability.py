@@ -161,8 +161,9 @@ class NoiseStabilityAcquisition(Acquisition):
             return self._scorer.chunk_scores(chunk).unsqueeze(1).float()
         backend, seeds = self._scorer
         if self.selection not in RANKING:
-            return deviation_vectors(backend, chunk, seeds, self.selection == "k-center").float()
-        return ranking_rows(deviation_sizes(backend, chunk, seeds, self.norm)).float()
+            normalize = self.selection == "k-center"
+            return deviation_vectors(backend, chunk, seeds, normalize, predictor.position_mask).float()
+        return ranking_rows(deviation_sizes(backend, chunk, seeds, self.norm, predictor.position_mask)).float()
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor | None:
         """Return the best rows by all passes, and by each half of them for the confidence."""

@@ -1,7 +1,7 @@
 """Query by committee: label the samples on which separately trained networks disagree.
 
-Passes per sample: K. Suits classification and dense classification (mean over the positions). Memory: two numbers per
-sample, and K sets of weights.
+Passes per sample: K. Suits classification, multi-label and dense classification (mean over labels and positions).
+Memory: two numbers per sample, and K sets of weights.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.disagreement import bald, predictive_entropy, vote_entropy
 from lightning_al.functional import top_k
 from lightning_al.model.committee import copy_untrained, read_member, train_member
+from lightning_al.model.output import ClassOutput, check_output
+from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.model.weight_swap import copy_to_device_of, weight_passes, weights_of
 from lightning_al.numerics.seeding import RandomStream
@@ -46,6 +48,8 @@ class QueryByCommitteeAcquisition(Acquisition):
         bootstrap: Train each member on as many labeled samples drawn with replacement.
         trust_checkpoints: Load `checkpoints` with any Python object in them, which can run any code.
         seed: Seed of the members; None takes the datamodule's.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit, or several labels, over which
+            the score is averaged.
 
     Raises:
         ValueError: If an argument is out of range, or there is no such checkpoint.
@@ -75,8 +79,10 @@ class QueryByCommitteeAcquisition(Acquisition):
         bootstrap: bool = False,
         trust_checkpoints: bool = False,
         seed: int | None = None,
+        output: ClassOutput = "softmax",
     ) -> None:
         super().__init__(query_size)
+        check_output("QueryByCommitteeAcquisition", output)
         if members < 2:
             raise ValueError(
                 f"`QueryByCommitteeAcquisition(members={members})`: expected at least 2 members, which can disagree."
@@ -100,6 +106,7 @@ class QueryByCommitteeAcquisition(Acquisition):
         self.bootstrap = bootstrap
         self.trust_checkpoints = trust_checkpoints
         self.seed = seed
+        self.output = output
         self._start: LightningModule | None = None  # the module as it was before the fit, while the fit lasts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,12 +136,12 @@ class QueryByCommitteeAcquisition(Acquisition):
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return (B, 2) the disagreement on each sample of a batch, and the entropy of the consensus."""
-        passes = list(weight_passes(predictor, batch, self._committee))
-        consensus = predictive_entropy(passes)
-        if self.disagreement == "consensus_entropy":
-            return torch.stack([consensus, consensus], dim=1)
-        disagreement = vote_entropy(passes) if self.disagreement == "vote_entropy" else bald(passes)
-        return torch.stack([disagreement, consensus], dim=1)
+        passes = list(weight_passes(predictor, batch, self._committee, self.output))
+        disagreement = {"vote_entropy": vote_entropy, "consensus_entropy": predictive_entropy, "kl_divergence": bald}
+        formulas = disagreement[self.disagreement], predictive_entropy
+        return torch.stack(
+            [score_passes(formula, predictor, batch, passes, self.output) for formula in formulas], dim=1
+        )
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
         """Return the rows that may be picked."""

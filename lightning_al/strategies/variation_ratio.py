@@ -1,7 +1,7 @@
 """Variation ratio: label samples on whose class few draws of dropout agree.
 
-Passes per sample: K. Suits classification and dense classification (mean over the positions) with dropout modules.
-Memory: two numbers per sample.
+Passes per sample: K. Suits classification, multi-label and dense classification (mean over labels and positions) with
+dropout modules. Memory: two numbers per sample.
 """
 
 from typing import Any
@@ -13,6 +13,8 @@ from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.model.dropout import check_dropout, check_passes, dropout_passes
+from lightning_al.model.output import ClassOutput, check_output
+from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream
 
@@ -26,9 +28,11 @@ class VariationRatioAcquisition(Acquisition):
         query_size: Samples to label per cycle: a number, or a share of the whole dataset in (0, 1].
         passes: K draws of dropout, at least 2; the score has at most K values.
         seed: Seed of the draws; None takes the datamodule's.
+        output: `"softmax"` for one of several classes; `"sigmoid"` for a binary logit, or several labels, over which
+            the score is averaged.
 
     Raises:
-        ValueError: If `passes` is out of range, or dropout changes no prediction.
+        ValueError: If an argument is out of range, or dropout changes no prediction.
 
     Cost: K forward passes per candidate, one read of the data; K predictions of a batch are held at once.
 
@@ -42,11 +46,15 @@ class VariationRatioAcquisition(Acquisition):
 
     """
 
-    def __init__(self, query_size: int | float, passes: int = 50, seed: int | None = None) -> None:
+    def __init__(
+        self, query_size: int | float, passes: int = 50, seed: int | None = None, output: ClassOutput = "softmax"
+    ) -> None:
         super().__init__(query_size)
+        check_output("VariationRatioAcquisition", output)
         check_passes("VariationRatioAcquisition", passes)
         self.passes = passes
         self.seed = seed
+        self.output = output
 
     def prepare(self, context: QueryContext) -> None:
         """Check for dropout, and seed the draws."""
@@ -55,8 +63,10 @@ class VariationRatioAcquisition(Acquisition):
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return (B, 2) the share of dissenting votes, and the entropy that breaks ties."""
-        passes = list(dropout_passes(predictor, batch, self._draws))
-        return torch.stack([functional.variation_ratio(passes), functional.predictive_entropy(passes)], dim=1)
+        passes = list(dropout_passes(predictor, batch, self._draws, self.output))
+        formulas = functional.variation_ratio, functional.predictive_entropy
+        scores = [score_passes(formula, predictor, batch, passes, self.output) for formula in formulas]
+        return torch.stack(scores, dim=1)
 
     def rows_to_gather(self, rows: Tensor, budget: int) -> Tensor:
         """Return the rows that may be picked."""

@@ -32,6 +32,8 @@ def run(module: nn.Module, batch: Tensor, *entropy: int) -> Tensor:
 class Apply(nn.Module):
     """Calls a layer as often as asked for, and stacks what comes out along the last dimension."""
 
+    acquisition_class_dim = -1
+
     def __init__(self, *layers: nn.Module, calls: int = 1) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -330,8 +332,8 @@ class Aside(nn.Module):
         super().__init__()
         self.head, self.drop, self.other = nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(4, 3)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.head(inputs), self.other(self.drop(inputs))
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(inputs), "other": self.other(self.drop(inputs))}
 
 
 def test_dropout_that_no_output_depends_on_is_refused():

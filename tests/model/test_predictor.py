@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_al.data.batch import INPUT_KEYS, LABEL_KEYS, OUTPUT_KEYS, describe, forward_arguments
-from lightning_al.model.output import find_output, to_batch_class_positions
+from lightning_al.model.output import find_entry, take_entry, to_batch_class_positions
 from lightning_al.model.predictor import Predictor
 from lightning_al.testing import ToyClassifier
 
@@ -41,6 +41,11 @@ class TakesOptional(Recorder):
 class TakesTwo(Recorder):
     def forward(self, left, right):
         return {"left": left, "right": right}
+
+
+class TakesLengths(Recorder):
+    def forward(self, x, lengths):
+        return {"x": x, "lengths": lengths}
 
 
 class TakesTargets(Recorder):
@@ -111,6 +116,11 @@ def test_labels_of_the_pool_are_never_passed_to_a_model(batch):
         (TakesTwo(), ((X, MASK), Y), {"left": X, "right": MASK}),
         (TakesTwo(), ([X, MASK], Y), {"left": X, "right": MASK}),
         (TakesTwo(), (X, MASK, Y), {"left": X, "right": MASK}),
+        (TakesTwo(), (Y, X, Y), {"left": Y, "right": X}),
+        (TakesLengths(), (X, Y, Y), {"x": X, "lengths": Y}),
+        (Recorder(), (X, Y, Y), {"x": X}),
+        (Recorder(), (["a text"], Y, Y), {"x": ["a text"]}),
+        (Recorder(), ({"x": X}, MASK, Y), {"x": X}),
         (TakesTwo(), ({"left": X, "right": MASK}, Y), {"left": X, "right": MASK}),
         (Recorder(), ({"image": X}, Y), {"x": X}),
         # mappings: the names of forward, the usual names, a single entry
@@ -154,6 +164,14 @@ def test_the_usual_names_are_known(key, label):
         (TakesTwo(), {"left": X, "label": Y}, r"dict\(left: .* `TakesTwo\.forward\(left, right\)`"),
         (TakesTwo(), {"image": X}, r"`TakesTwo\.forward\(left, right\)`"),
         (TakesTwo(), [X], r"`TakesTwo\.forward` needs \['left', 'right'\], but the batch is a list\(Tensor\(4, 3\)"),
+        (Recorder(), (Y, X, Y), r"which entries of tuple\(.*a Tensor\(4,\) of torch\.int64 before them may be"),
+        (Recorder(), (["name"], X, Y), r"which entries of tuple\(.*a list\(str\) before them may be an input"),
+        (Recorder(), ({"id": Y}, X, Y), r"which entries of tuple\(.*a dict\(id: .* before them may be an input"),
+        (
+            TakesTwo(),
+            (X, Y, Y),
+            r"which entries of tuple\(.*`right` would receive the targets of \(inputs, targets, in",
+        ),
         (Recorder(), (), r"Expected a batch with inputs, got an empty tuple"),
         (Recorder(), [], r"Expected a batch with inputs, got an empty list"),
     ],
@@ -184,12 +202,17 @@ class Gives(nn.Module):
         return self.outputs
 
 
+def find_output(outputs):
+    return take_entry(outputs, find_entry(outputs))
+
+
 @pytest.mark.parametrize(
     "outputs",
     [
         LOGITS,
-        (LOGITS, X),
         [LOGITS],
+        (torch.tensor(1.0), LOGITS),  # a loss
+        (LOGITS, (X, X)),
         Point(LOGITS, Y),
         {"whatever": LOGITS},
         OrderedDict(loss=torch.tensor(1.0), logits=LOGITS, hidden_states=X),
@@ -241,7 +264,6 @@ def test_anything_else_is_shown(outputs, found):
         ((6,), (6, 1)),
         ((6, 1), (6, 1)),
         ((6, 3), (6, 3)),
-        ((6, 7, 3), (6, 3, 7)),
         ((6, 3, 4, 5), (6, 3, 4, 5)),
         ((6, 3, 2, 4, 5), (6, 3, 2, 4, 5)),
     ],
@@ -250,7 +272,9 @@ def test_outputs_come_with_the_classes_second(shape, expected):
     outputs = torch.arange(float(np.prod(shape))).reshape(shape)
     brought = to_batch_class_positions(outputs)
     assert brought.shape == expected
-    assert torch.equal(brought.movedim(1, 2) if len(shape) == 3 else brought.reshape(shape), outputs)
+    assert torch.equal(brought.reshape(shape), outputs)
+    if outputs.ndim > 2:
+        assert torch.equal(to_batch_class_positions(outputs.movedim(1, -1), -1), outputs)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6, 7), (1, 1, 1, 1, 1, 1)])
@@ -448,39 +472,10 @@ def test_logits_become_probabilities(shape):
     assert torch.equal(predictor.output(logits, "identity"), logits)
 
 
-def test_probabilities_are_used_as_they_are_with_one_warning():
-    probabilities = LOGITS.softmax(1)
-    predictor = Predictor(Identity())
-    with pytest.warns(UserWarning, match=r"Identity returns probabilities .*used as they are.*`acquisition_step`"):
-        assert predictor.probabilities(probabilities) is probabilities
-    assert predictor.probabilities(probabilities) is probabilities  # a second warning would be an error here
-    assert torch.equal(predictor.output(probabilities, "identity"), probabilities)
-
-
-@pytest.mark.parametrize(
-    "outputs",
-    [
-        LOGITS.softmax(1) * 1.01,  # sums to more than one
-        LOGITS.sigmoid(),  # several labels at once
-        torch.tensor([[1.5, -0.5], [0.5, 0.5]]),  # sums to one with a negative value
-        LOGITS.log_softmax(1),
-    ],
-)
-def test_what_only_resembles_probabilities_goes_through_softmax(outputs):
-    assert torch.equal(Predictor(Identity()).probabilities(outputs), outputs.softmax(1))
-
-
-def test_the_first_batch_decides_for_all():
-    predictor = Predictor(Identity())
-    predictor.probabilities(LOGITS)
-    probabilities = LOGITS.softmax(1)
-    assert torch.equal(predictor.probabilities(probabilities), probabilities.softmax(1))
-
-
 @pytest.mark.parametrize("outputs", [X[:, 0], X[:, :1], X[:, :1, None, None]])
 def test_one_output_has_no_softmax(outputs):
     predictor = Predictor(Identity())
-    message = r'Identity has one output per sample.*always 1.*output="identity".*output="sigmoid"'
+    message = r'Identity has one output per sample.*always 1.*binary logit pass `output="sigmoid"`.*output="identity"'
     with pytest.raises(ValueError, match=message):
         predictor.probabilities(outputs)
     with pytest.raises(ValueError, match=message):

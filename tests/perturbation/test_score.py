@@ -651,12 +651,16 @@ def test_a_compiled_model_gets_the_same_scores(name):
     assert module_picture(model) == before
 
 
-def test_a_model_that_ends_in_softmax_is_told_so():
+@pytest.mark.parametrize("passes", [10, "inf"])
+@pytest.mark.parametrize(("last", "output"), [(nn.Softmax(1), "softmax"), (nn.Sigmoid(), "sigmoid")])
+def test_a_softmax_or_sigmoid_at_the_end_is_not_taken_twice(last, output, passes):
     model, batches = make("mlp", torch.float64)
-    ending = nn.Sequential(model, nn.Softmax(1))
-    with pytest.warns(UserWarning, match="Sequential returns probabilities"):
-        scores = noise_stability(ending, batches)
-    assert_close(scores, noise_stability(model, batches).double(), SINGLE * scores)
+    scores = noise_stability(nn.Sequential(model, last), batches, output=output, passes=passes, directions="all")
+    assert_close(
+        scores,
+        noise_stability(model, batches, output=output, passes=passes, directions="all").double(),
+        SINGLE * scores,
+    )
 
 
 # ---------------------------------------------------------------- batches
@@ -892,7 +896,7 @@ def test_no_batches_are_refused():
 @pytest.mark.parametrize("name", ["regression", "one binary logit"])
 def test_softmax_of_one_output_is_refused(name):
     model, batches = make(name)
-    with pytest.raises(ValueError, match=r"one output per sample.*output=\"identity\".*output=\"sigmoid\""):
+    with pytest.raises(ValueError, match=r"one output per sample.*output=\"sigmoid\".*output=\"identity\""):
         noise_stability(model, batches, output="softmax")
 
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import BatchEncoding
 
 from lightning_al.data.dataloaders import PoolBatch
@@ -499,3 +500,33 @@ def test_a_perturbed_pass_that_fails_leaves_the_clean_weights_for_the_halves():
     assert passes[:3] == [6, 6, 6]
     torch.testing.assert_close(rows, expected, rtol=1e-8, atol=0)
     assert all(map(torch.equal, model.parameters(), before))
+
+
+class Weighted(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Tensor]]:
+        return index, {"x": torch.full((2,), float(index))}
+
+
+def collate_with_weights(items: list[tuple[int, dict[str, Tensor]]]) -> PoolBatch:
+    batch = default_collate([sample for _, sample in items])
+    return PoolBatch([index for index, _ in items], {**batch, "class_weights": torch.arange(4.0)})
+
+
+def test_what_has_as_many_rows_as_samples_by_coincidence_is_not_cut():
+    def measure(chunk: list[Any]) -> Tensor:
+        assert all(len(batch["class_weights"]) == 4 for batch in chunk)
+        if len(chunk[0]["x"]) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return chunk[0]["x"].sum(1)
+
+    loader = DataLoader(Weighted(), 4, collate_fn=collate_with_weights)
+    assert measure_pool(measure, loader, lambda batch: batch)[1].tolist() == [0, 2, 4, 6]
+    # without the loader's collate function nothing is known, and the batch is kept as it is
+    message = (
+        r"Not enough memory for dict\(x: .* is not split: several of its tensors have 4 rows.*Pass smaller batches"
+    )
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=message):
+        measure_pool(measure, list(loader), lambda batch: batch)

@@ -278,7 +278,7 @@ def test_one_output_has_no_classes(strategy):
 
 
 def test_batch_bald_refuses_outputs_at_several_positions():
-    message = r"`BatchBALDAcquisition` needs one output per class, got \(8, 3, 5, 4\): .*use `BALDAcquisition`"
+    message = r"`BatchBALDAcquisition\(output='softmax'\)` needs one .* \(8, 3, 5, 4\): .*Use `BALDAcquisition\("
     with pytest.raises(ValueError, match=message):
         fit(BatchBALDAcquisition(7, passes=PASSES), "maps")
 

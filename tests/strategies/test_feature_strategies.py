@@ -160,7 +160,7 @@ def test_badge_scores_rows_of_both_factors():
 
 @pytest.mark.parametrize("features", [None, "net.0"])
 def test_badge_refuses_outputs_at_several_positions(features):
-    message = r"`BADGEAcquisition` needs one output per class, got \(8, 3, 5, 4\): .*use `CoreSetAcquisition`"
+    message = r"`BADGEAcquisition` needs one row of outputs per sample, got \(8, 3, 5, 4\): .*use `CoreSetAcquisition`"
     with pytest.raises(ValueError, match=message):
         fit(BADGEAcquisition(5, features=features), "maps")
 

@@ -186,7 +186,7 @@ class Dense(LightningModule):
 
 def test_outputs_for_each_position_are_refused_before_any_training():
     Dense.trained = 0
-    with pytest.raises(ValueError, match=r'`passes="inf"`: Dense returns outputs of shape \(3, 4\).*`passes=10`'):
+    with pytest.raises(ValueError, match=r'`passes="inf"`: Dense returns outputs of shape \(4, 3\).*`passes=10`'):
         fit(Spy(10), model=Dense(), data=toy_data())
     assert Dense.trained == 0
     fit(Spy(10, passes=3), model=Dense(), data=toy_data())
