@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -111,8 +112,9 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     pool.history[-1].seconds["track"] = time.perf_counter() - labeled_at
     datamodule.save_pool()  # last: after a kill before it the query is repeated, and reported again
     text = "".join(f", {metric.replace('_', ' ')} {value:.4g}" for metric, value in metrics.items())
+    done = "labeled" if datamodule.labels is None else "asks about"
     rank_zero_info(
-        f"{name}: labeled {len(picks)} of {len(candidates)} candidates in {sum(seconds.values()):.1f} s{text}; {pool}."
+        f"{name}: {done} {len(picks)} of {len(candidates)} candidates in {sum(seconds.values()):.1f} s{text}; {pool}."
     )
 
 
@@ -179,10 +181,12 @@ def _measure(
 
 
 def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:
-    if len(picks) != query.budget or len(set(picks)) != len(picks) or not set(picks) <= set(query.indices):
+    distinct = np.unique(np.array(picks, dtype=np.int64))
+    num_unknown = int(np.isin(distinct, np.asarray(query.indices), invert=True).sum())
+    if not len(picks) == len(distinct) == query.budget or num_unknown:
         raise RuntimeError(
-            f"`{name}.select` must return {query.budget} distinct dataset indices of the query, got "
-            f"{len(picks)} ({len(set(picks))} distinct, {len(set(picks) - set(query.indices))} not in the query). "
-            "Turn rows of `query.pool` into indices with `query.pick(rows)`."
+            f"`{name}.select` must return {query.budget} distinct dataset indices of the query, got {len(picks)} "
+            f"({len(distinct)} distinct, {num_unknown} not in the query). Turn rows of `query.pool` into indices with "
+            "`query.pick(rows)`."
         )
     return [int(index) for index in picks]
