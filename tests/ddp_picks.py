@@ -71,7 +71,8 @@ class StatisticsProbe(Acquisition):
         return torch.stack([batch[0][:, 0], statistics.expand(len(batch[0]))], dim=1)
 
     def select(self, query):
-        self.seen.append(len(query.pool[:, 1].unique()))
+        if query.budget == self.query_size:  # not in the rehearsal
+            self.seen.append(len(query.pool[:, 1].unique()))
         return query.pick(torch.arange(query.budget))
 
 
@@ -86,7 +87,8 @@ class ScoresProbe(Acquisition):
         return predictor(batch).amax(1)
 
     def metrics(self, query):
-        self.seen.append([len(query.pool) < 100, query.candidate_scores.sort().values.tolist()])
+        if query.budget == self.query_size:
+            self.seen.append([len(query.pool) < 100, query.candidate_scores.sort().values.tolist()])
         return {}
 
 

@@ -330,7 +330,7 @@ def test_an_ensemble_routine_is_shown_three_ways_out(fit, torch_uncertainty):
         model.format_batch_fn = Repeat()
         return model
 
-    with pytest.raises(ValueError, match=r"got \(18, 3\) for 9 samples.*Three ways out"):
+    with pytest.raises(ValueError, match=r"got \(16, 3\) for 8 samples.*Three ways out"):
         fit(routine(torch_uncertainty.ClassificationRoutine), dataset, dataset)
     check(fit(routine(Averaged), dataset, dataset))
 

@@ -15,6 +15,7 @@ from lightning_al.acquisition.candidates import draw_candidates
 from lightning_al.acquisition.checks import check_before_training
 from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.rehearsal import rehearse
 from lightning_al.acquisition.run_query import run_query, should_query
 from lightning_al.data.sizes import check_size, resolve_size
 from lightning_al.formulas.ranking import top_k
@@ -68,7 +69,12 @@ class Acquisition(Callback, ABC):
         return indices if self.max_candidates is None else draw_candidates(indices, self.max_candidates, generator)
 
     def prepare(self, context: QueryContext) -> None:
-        """Prepare one query; what is stored on `self` is dropped after it."""
+        """Prepare one query; what is stored on `self` is dropped after it.
+
+        It also runs before training, with `context.rehearsal`, a few candidates and the untrained weights. Let those
+        stand in for what only the training provides.
+
+        """
 
     @abstractmethod
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
@@ -118,6 +124,13 @@ class Acquisition(Callback, ABC):
             check_before_training(self, trainer, sum(isinstance(callback, Acquisition) for callback in callbacks))
             check_agreement(trainer, trainer.datamodule)  # type: ignore[attr-defined]
             self._trained = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise before training if a few candidates cannot be scored."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # one that a wrapper holds is rehearsed with the wrapper
+        if any(callback is self for callback in callbacks):
+            rehearse(self.copy_for_query(), trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record that this fit trained a batch."""

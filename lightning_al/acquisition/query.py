@@ -26,6 +26,8 @@ class QueryContext:
         candidates: Their dataset indices, ascending.
         read: Returns batches of any samples, by dataset indices, on the device; the same on every process.
         read_validation: Returns batches of the validation data, in the same way.
+        rehearsal: Whether this is the rehearsal before training, with a few candidates and the untrained weights: what
+            a strategy takes from the training, such as weights of earlier epochs, is not there yet.
 
     """
 
@@ -38,6 +40,7 @@ class QueryContext:
     candidates: Sequence[int]
     read: Callable[[Sequence[int]], Iterable[Any]]
     read_validation: Callable[[], Iterable[Any]]
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_al.acquisition.agreement import check_agreement
 from lightning_al.acquisition.candidates import query_seed, subsample
+from lightning_al.acquisition.diverged import check_weights
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.query_options import QueryOptions
 from lightning_al.data.dataloaders import first_loader
@@ -22,7 +23,8 @@ from lightning_al.model.clone import scoring_clone
 from lightning_al.model.memory_format import prefer_channels_last
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream, make_generator, seeded
-from lightning_al.scoring.progress import Progress
+from lightning_al.scoring.failing_together import raised_on_all_processes
+from lightning_al.scoring.progress import Progress, ReportPass, ignore_pass
 from lightning_al.scoring.scoring_pass import ScoringPass
 from lightning_al.scoring.transfer import make_transfer
 from lightning_al.tracking.failures import warn_on_failure
@@ -74,10 +76,7 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     options, pool, name = QueryOptions.of(trainer), datamodule.pool, type(acquisition).__name__
     seed = query_seed(acquisition, datamodule)
     budget = acquisition.budget(pool.size)
-    candidates: Sequence[int] = datamodule.candidate_indices()
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        candidates = candidates[: budget + 1]
-    candidates = subsample(acquisition, datamodule, candidates, budget)
+    candidates = cycle_candidates(acquisition, trainer, budget)
     started = time.perf_counter()
     metrics: dict[str, float] = {}
     pick_scores: list[float] | None = None
@@ -88,7 +87,9 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
         with seeded(RandomStream.SCORING, seed, pool.cycle):
             query = _measure(acquisition, trainer, module, candidates, budget, seed, options)
             scoring_ended = time.perf_counter()
-            picks = _check_picks(name, trainer.strategy.broadcast(acquisition.select(query)), query)
+            with raised_on_all_processes(trainer):
+                picks = acquisition.select(query)
+            picks = check_picks(name, trainer.strategy.broadcast(picks), query)
             row_scores, candidate_scores = acquisition.score(query.pool), query.candidate_scores
             pick_scores = None if row_scores is None else query.scores_of(picks, row_scores)
             metrics = acquisition.metrics(query)
@@ -98,7 +99,8 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
         return
     pool.label(picks, strategy=name, scores=pick_scores, seconds=seconds)
     labeled_at = time.perf_counter()
-    if trainer.loggers or options.preview_dir:
+    # by the first process alone: another one would wait for it forever if it failed in here
+    if trainer.is_global_zero and (trainer.loggers or options.preview_dir):
         with warn_on_failure("Summarizing the picks"), seeded(RandomStream.TRACKING, seed, pool.cycle):
             summary = summarize_query(
                 trainer,
@@ -118,23 +120,55 @@ def run_query(acquisition: "Acquisition", trainer: Trainer, module: LightningMod
     )
 
 
-@contextmanager
-def first_candidates(trainer: Trainer, module: LightningModule) -> Iterator[tuple[Predictor, Any]]:
-    """Clone the module before training, to check it on a few candidates.
+def cycle_candidates(acquisition: "Acquisition", trainer: Trainer, budget: int) -> Sequence[int]:
+    """Return the candidates of this cycle that the strategy measures; few of them in a trial by `fast_dev_run`."""
+    datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    candidates: Sequence[int] = datamodule.candidate_indices()
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        candidates = candidates[: budget + 1]
+    return subsample(acquisition, datamodule, candidates, budget)
+
+
+def make_context(
+    acquisition: "Acquisition",
+    trainer: Trainer,
+    clone: LightningModule,
+    candidates: Sequence[int],
+    budget: int,
+    report_pass: ReportPass = ignore_pass,
+    *,
+    rehearsal: bool = False,
+) -> QueryContext:
+    """Return the context from which a strategy prepares a query.
 
     Args:
-        trainer: The trainer that is about to fit.
-        module: Its module.
-
-    Yields:
-        A predictor of the clone on the device, and a batch of the first candidates.
+        acquisition: The strategy.
+        trainer: Its datamodule provides the samples.
+        clone: The module that scores.
+        candidates: The dataset indices to be measured.
+        budget: How many of them will be picked.
+        report_pass: Moves the progress bar.
+        rehearsal: Whether the model is not trained yet.
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    indices = datamodule.pool.unlabeled[:NUM_EXAMPLES]
-    with seeded(RandomStream.SCORING, datamodule.seed), scoring_clone(trainer, module) as clone:
-        first = next(iter(datamodule.pool_dataloader(indices, shard=False)))
-        yield Predictor(clone), make_transfer(trainer, clone)(first.batch)
+    predictor, transfer = Predictor(clone, report_pass), make_transfer(trainer, clone)
+
+    def read(indices: Sequence[int]) -> Iterator[Any]:
+        return (transfer(part.batch) for part in datamodule.pool_dataloader(indices, shard=False))
+
+    def read_validation() -> Iterator[Any]:
+        batches = first_loader(datamodule.val_dataloader()) or ()
+        return (transfer(batch) for batch in islice(batches, 1 if rehearsal else None))
+
+    batch = next(read(candidates[:NUM_EXAMPLES]))
+    predictor.example = batch  # the same on every process
+    prefer_channels_last(predictor, batch)
+    seed, cycle = query_seed(acquisition, datamodule), datamodule.pool.cycle
+    count = len(candidates)
+    return QueryContext(
+        predictor, batch, seed, cycle, count, budget, candidates, read, read_validation, rehearsal=rehearsal
+    )
 
 
 def _measure(
@@ -154,33 +188,22 @@ def _measure(
     if not acquisition.needs_forward:
         return Query(torch.empty(len(candidates), 0), candidates, budget, generator, labeled_indices=labeled)
     with scoring_clone(trainer, module) as clone:
-        options.load_weights(name, trainer, clone)
-        progress, transfer = Progress(trainer), make_transfer(trainer, clone)
-        predictor = Predictor(clone, progress.report_pass)
-
-        def read(indices: Sequence[int]) -> Iterator[Any]:
-            return (transfer(part.batch) for part in datamodule.pool_dataloader(indices, shard=False))
-
-        def read_validation() -> Iterator[Any]:
-            return (transfer(batch) for batch in first_loader(datamodule.val_dataloader()) or ())
-
-        first = next(read(candidates[:NUM_EXAMPLES]))
-        context = QueryContext(
-            predictor, first, seed, cycle, len(candidates), budget, candidates, read, read_validation
-        )
-        predictor.example = context.batch  # the same on every process
-        prefer_channels_last(predictor, context.batch)
-        acquisition.prepare(context)
-        scoring = ScoringPass(
-            name, trainer, datamodule, transfer, partial(acquisition.measure_chunk, predictor), progress
-        )
+        progress = Progress(trainer)
+        with raised_on_all_processes(trainer):
+            options.load_weights(name, trainer, clone)
+            check_weights(name, clone, cycle)
+            context = make_context(acquisition, trainer, clone, candidates, budget, progress.report_pass)
+            acquisition.prepare(context)
+        measure = partial(acquisition.measure_chunk, context.predictor)
+        scoring = ScoringPass(name, trainer, datamodule, make_transfer(trainer, clone), measure, progress)
         rows_to_gather = partial(acquisition.rows_to_gather, budget=budget)
         measured = scoring.run(candidates, rows_to_gather=rows_to_gather, score=acquisition.score)
         labeled_rows = scoring.run(labeled, part="labeled", ranked=False).rows if labeled else None
     return Query(measured.rows, measured.indices, budget, generator, labeled_rows, measured.scores, labeled)
 
 
-def _check_picks(name: str, picks: list[int], query: Query) -> list[int]:
+def check_picks(name: str, picks: list[int], query: Query) -> list[int]:
+    """Return the picks as plain integers; raise unless they are as many distinct candidates as asked for."""
     distinct = np.unique(np.array(picks, dtype=np.int64))
     num_unknown = int(np.isin(distinct, np.asarray(query.indices), invert=True).sum())
     if not len(picks) == len(distinct) == query.budget or num_unknown:

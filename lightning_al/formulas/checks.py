@@ -1,10 +1,26 @@
 """Checks of the arguments of formulas, with messages that state the remedy."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 # How far the sum of probabilities may be from 1: more than rounding in single precision, less than a missing softmax.
 _TOLERANCE = 1e-3
+
+
+class NonFiniteError(ValueError):
+    """NaN or infinite values, where numbers are to be ranked.
+
+    Args:
+        message: The reason and the remedy.
+        rows: The rows of the tensor that have such values.
+
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def check_budget(name: str, budget: int) -> None:
@@ -25,10 +41,11 @@ def check_scores(name: str, scores: Tensor, argument: str = "scores") -> None:
         )
     finite = scores.isfinite()
     if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"`{name}({argument})`: expected finite scores, got {scores[row].item()} in row {row}; "
-            "check the model's output"
+        rows = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"`{name}({argument})`: expected finite scores, got {scores[rows[0]].item()} in row {rows[0]}; "
+            "check the model's output",
+            rows,
         )
 
 
@@ -102,6 +119,7 @@ def checked_probs(name: str, argument: str, probs: Tensor) -> Tensor:
     sums = probs.sum(dim=1)
     # Written so that NaN fails; one `bool` means one device synchronization.
     if not bool(((sums - 1).abs() <= tolerance).all() & (probs >= 0).all()):
+        _raise_if_non_finite(name, argument, "probabilities", probs)
         raise ValueError(f"`{name}({argument})`: {_complaint(probs, sums, tolerance)}")
     return probs
 
@@ -114,22 +132,23 @@ def checked_outputs(name: str, argument: str, outputs: Tensor) -> Tensor:
             f"position, got {outputs.dtype} of shape {tuple(outputs.shape)}; give a single output its dimension with "
             "unsqueeze(1)"
         )
-    finite = outputs.isfinite()
-    if not bool(finite.all()):
-        row = int((~finite).flatten(1).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"`{name}({argument})`: expected finite outputs, got NaN or inf in row {row}; check the model's output for "
-            "this sample"
-        )
+    _raise_if_non_finite(name, argument, "outputs", outputs)
     return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def _raise_if_non_finite(name: str, argument: str, kind: str, values: Tensor) -> None:
+    """Raise if a row of values (N, C, ...) is not finite, naming the first one."""
+    rows = (~values.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if rows:
+        raise NonFiniteError(
+            f"`{name}({argument})`: expected finite {kind}, got NaN or inf in row {rows[0]}; check the model's output "
+            "for this sample",
+            rows,
+        )
 
 
 def _complaint(probs: Tensor, sums: Tensor, tolerance: float) -> str:
     """Return an error message for rejected probabilities that names the first wrong sample."""
-    finite = probs.isfinite()
-    if not bool(finite.all()):
-        row = int((~finite).flatten(1).any(dim=1).nonzero()[0])
-        return f"expected finite probabilities, got NaN or inf in row {row}; check the model's output for this sample"
     wrong = ((sums - 1).abs() > tolerance) | (probs < 0).any(dim=1)
     row = int(wrong.unsqueeze(-1).flatten(1).any(dim=1).nonzero()[0])
     low, high = (value.item() for value in sums[row].aminmax())

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.compile import to_uncompiled
 from torch import Tensor, nn
 
 from lightning_al.numerics.float32 import LOW_PRECISION, true_float32
+from lightning_al.scoring.failing_together import raised_on_all_processes
 
 
 def clone_module(module: nn.Module, device: torch.device) -> nn.Module:
@@ -64,12 +65,15 @@ def _graph_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+def scoring_clone(
+    trainer: Trainer, module: LightningModule, *, on_all_processes: bool = True
+) -> Iterator[LightningModule]:
     """Clone a LightningModule, and disable gradients, autocast and low precision inside.
 
     Args:
-        trainer: The trainer that has just finished fitting.
+        trainer: The trainer that has just finished fitting, or is about to fit.
         module: Its module.
+        on_all_processes: Whether all processes clone it, which then share the buffers of the first one.
 
     Yields:
         The clone, on the trainer's device.
@@ -79,26 +83,31 @@ def scoring_clone(trainer: Trainer, module: LightningModule) -> Iterator[Lightni
     # tensors that a forward creates, such as a first hidden state, must be double too
     default = precision.forward_context() if isinstance(precision, DoublePrecision) else nullcontext()
     exact = true_float32(trainer.strategy.root_device)
-    with attached_clone(trainer, module) as clone, torch.no_grad(), exact, default:
+    with attached_clone(trainer, module, on_all_processes) as clone, torch.no_grad(), exact, default:
         yield clone
 
 
 @contextmanager
-def attached_clone(trainer: Trainer, module: LightningModule) -> Iterator[LightningModule]:
+def attached_clone(
+    trainer: Trainer, module: LightningModule, on_all_processes: bool = True
+) -> Iterator[LightningModule]:
     """Clone a LightningModule onto the trainer's device, and set the trainer's stage to predicting.
 
     Args:
         trainer: The trainer that has just finished fitting.
         module: Its module, which the strategy's teardown moved to the CPU.
+        on_all_processes: As for `scoring_clone`.
 
     Yields:
         The clone. Hooks that read `self.trainer.training`, to augment on the device for example, get False.
 
     """
-    clone = clone_module(module, trainer.strategy.root_device)
+    with raised_on_all_processes(trainer) if on_all_processes else nullcontext():
+        clone = clone_module(module, trainer.strategy.root_device)
     assert isinstance(clone, LightningModule)
     clone.trainer = trainer
-    _share_buffers(trainer, clone)
+    if on_all_processes:
+        _share_buffers(trainer, clone)
     stage = trainer.state.stage
     trainer.predicting = True
     try:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from lightning_al.data.batch import THREE_WAYS_OUT
 from lightning_al.data.dataloaders import PoolBatch
+from lightning_al.formulas.checks import NonFiniteError
 from lightning_al.scoring.memory import CHUNK_BYTES, MemoryLimit, chunked, samples_finder, within_memory
+from lightning_al.scoring.row_checks import NON_FINITE
 
 
 def measure_pool(
@@ -33,6 +35,7 @@ def measure_pool(
 
     Raises:
         ValueError: If `measure` returns another number of rows than there are samples.
+        NonFiniteError: If a formula raised it, with the dataset indices of the samples.
 
     Cost: one read of the data; device memory for one chunk, host memory for the rows.
 
@@ -47,7 +50,10 @@ def measure_pool(
         sizes = [len(part.indices) for part in chunk]
         # copied before the next chunk is queued, so that a GPU computes while the loader reads
         rows[-1:] = [row.cpu() for row in rows[-1:]]
-        measured = within_memory(measure, [part.batch for part in chunk], limit, sizes, find_samples)
+        try:
+            measured = within_memory(measure, [part.batch for part in chunk], limit, sizes, find_samples)
+        except NonFiniteError as error:
+            raise _name_samples(error, measure, chunk) from error
         if measured.ndim == 0 or len(measured) != len(ids):
             raise ValueError(
                 f"Expected one row per sample, got {tuple(measured.shape)} for {len(ids)} samples: the model's output "
@@ -59,3 +65,18 @@ def measure_pool(
         advance(len(ids))
     plain = [row.cpu().as_subclass(Tensor) for row in rows]  # without metadata of a batch, which cannot be joined
     return indices, torch.cat(plain) if plain else torch.empty(0)
+
+
+def _name_samples(error: NonFiniteError, measure: Callable[[list[Any]], Tensor], chunk: list[PoolBatch]) -> Exception:
+    """Return an error with dataset indices, since a formula knows the rows of one batch only."""
+    batch_errors = [(part, _non_finite_error(measure, part)) for part in chunk]
+    indices = [part.indices[row] for part, raised in batch_errors if raised for row in raised.rows]
+    return NonFiniteError(f"Samples {indices[:5]} (dataset indices): {error}. {NON_FINITE}")
+
+
+def _non_finite_error(measure: Callable[[list[Any]], Tensor], part: PoolBatch) -> NonFiniteError | None:
+    try:
+        measure([part.batch])
+    except NonFiniteError as error:
+        return error
+    return None

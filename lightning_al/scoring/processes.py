@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_al.scoring.failing_together import raised_on_all_processes
 from lightning_al.scoring.row_checks import check_rows
 
 
@@ -67,11 +68,13 @@ def gather_measurements(
     shape, dtype = strategy.broadcast((rows.shape[1:], rows.dtype))  # the first process always has a batch
     rows = rows.reshape(len(indices), *shape).to(dtype)
     # where rows of one process are invalid all rows are gathered, so that every process raises the same error
-    sound = _is_sound(name, expected_here, indices, rows, ranked)
-    chosen = (rows_to_gather(rows) if len(rows) else torch.empty(0, dtype=torch.int64)) if sound else None
+    chosen, local_scores = None, None
+    with raised_on_all_processes(trainer):
+        if _is_sound(name, expected_here, indices, rows, ranked):
+            chosen = rows_to_gather(rows) if len(rows) else torch.empty(0, dtype=torch.int64)
+            local_scores = None if chosen is None else score(rows)
     if strategy.reduce_boolean_decision(chosen is not None):  # on every process, also on one without a batch
         assert chosen is not None
-        local_scores = score(rows)
         scores = None if local_scores is None else gather_rows(trainer, indices, local_scores)[1]
         indices, rows = gather_rows(trainer, [indices[row] for row in chosen.tolist()], rows[chosen])
     else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_al.data.dataloaders import local_indices
 from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.scoring.failing_together import raised_on_all_processes
 from lightning_al.scoring.measure import measure_pool
 from lightning_al.scoring.processes import Measurements, gather_measurements
 from lightning_al.scoring.progress import Progress
@@ -63,7 +64,8 @@ class ScoringPass:
         """
         loader = self.datamodule.pool_dataloader(indices)
         title = f"{self.name}, {part}" if part else self.name
-        with self.progress.bar(len(indices) // self.trainer.world_size, title) as advance:
+        bar = self.progress.bar(len(indices) // self.trainer.world_size, title)
+        with raised_on_all_processes(self.trainer), bar as advance:
             measured, rows = measure_pool(self.measure, loader, self.transfer, advance=advance)
         return gather_measurements(
             self.trainer,

@@ -73,9 +73,12 @@ class CheckpointEnsembleAcquisition(Acquisition):
         self._recent.clear()
         if stage == "fit" and trainer.max_epochs == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(TOO_SHORT.format("this fit has max_epochs=1"))
+        if stage == "fit" and trainer.limit_train_batches == 0:  # as in `lightning_al.query`
+            raise MisconfigurationException(TOO_SHORT.format("this fit trains no batch"))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the untrained weights as a second epoch, which `fast_dev_run` does not have."""
+        super().on_fit_start(trainer, pl_module)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._recent.append(copy_weights(pl_module))
 
@@ -96,10 +99,12 @@ class CheckpointEnsembleAcquisition(Acquisition):
         self._recent.extend(state_dict["recent"])
 
     def prepare(self, context: QueryContext) -> None:
-        """Copy the weights to the device."""
-        if len(self._recent) < 2:
-            raise MisconfigurationException(TOO_SHORT.format(f"this fit finished {len(self._recent)}"))
-        self._members = [copy_to_device_of(context.predictor.module, weights) for weights in self._recent]
+        """Copy the weights to the device; before training, the untrained ones twice."""
+        module = context.predictor.module
+        recent = [copy_weights(module)] * 2 if context.rehearsal else self._recent
+        if len(recent) < 2:
+            raise MisconfigurationException(TOO_SHORT.format(f"this fit finished {len(recent)}"))
+        self._members = [copy_to_device_of(module, weights) for weights in recent]
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:
         """Return the scores of a batch."""

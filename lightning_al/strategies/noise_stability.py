@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
-from lightning_al.acquisition.run_query import first_candidates
 from lightning_al.functional import k_center, kmeans_plus_plus, lcmd, power, top_k
 from lightning_al.model.output import Output
 from lightning_al.model.predictor import Predictor
 from lightning_al.numerics.seeding import RandomStream
 from lightning_al.perturbation.backend_choice import Method
-from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm, check_not_dense
+from lightning_al.perturbation.closed_form import FALLBACK_PASSES, ClosedForm
 from lightning_al.perturbation.deviations import (
     EVEN,
     ODD,
@@ -128,12 +126,6 @@ class NoiseStabilityAcquisition(Acquisition):
         self.compile = compile
         self._scorer: ClosedForm | SeededPasses | None = None  # unknown before `prepare`
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise before training for dense outputs, which have no closed form."""
-        if self._count is None and trainer.datamodule.pool.num_unlabeled:  # type: ignore[attr-defined]
-            with first_candidates(trainer, pl_module) as (predictor, batch):
-                check_not_dense(predictor, predictor(batch))
-
     def prepare(self, context: QueryContext) -> None:
         """Find the closed form of the model, or the parameters that get noise and the seeds of the passes."""
         self._scorer = find_scorer(
@@ -146,7 +138,7 @@ class NoiseStabilityAcquisition(Acquisition):
             output=self.output,
             method=self.method,
             directions=self.directions,
-            compiled=self.compile,
+            compiled=self.compile and not context.rehearsal,  # which would take longer than the rehearsal
         )
 
     def measure(self, predictor: Predictor, batch: Any) -> Tensor:

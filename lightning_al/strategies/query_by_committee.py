@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.formulas.disagreement import bald, predictive_entropy, vote_entropy
 from lightning_al.functional import top_k
-from lightning_al.model.committee import copy_untrained, read_member, train_member
+from lightning_al.model.committee import copy_untrained, read_member, reinitialize, train_member
 from lightning_al.model.output import ClassOutput, check_output
 from lightning_al.model.position_scores import score_passes
 from lightning_al.model.predictor import Predictor
 from lightning_al.model.weight_swap import copy_to_device_of, weight_passes, weights_of
 from lightning_al.numerics.seeding import RandomStream
+from lightning_al.scoring.failing_together import raised_on_all_processes
 
 Disagreement = Literal["vote_entropy", "consensus_entropy", "kl_divergence"]
 
@@ -113,6 +115,11 @@ class QueryByCommitteeAcquisition(Acquisition):
         """Keep a copy of the untrained module, from which the other members are trained."""
         super().setup(trainer, pl_module, stage)
         trains_members = stage == "fit" and self.checkpoints is None
+        if trains_members and trainer.limit_train_batches == 0:  # as in `lightning_al.query`
+            raise MisconfigurationException(
+                "`QueryByCommitteeAcquisition` trains its members as this fit trains, but it trains no batch. Pass "
+                "`checkpoints=` with the weights of the other members."
+            )
         self._start = copy_untrained(pl_module) if trains_members else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -120,13 +127,15 @@ class QueryByCommitteeAcquisition(Acquisition):
         self._start = None
 
     def prepare(self, context: QueryContext) -> None:
-        """Read or train the other members."""
+        """Read or train the other members; before training, start them only."""
         module = context.predictor.module
         assert isinstance(module, LightningModule)
         if self._start is None:
             other_members = (
                 read_member(module, path, trusted=self.trust_checkpoints) for path in self.checkpoints or ()
             )
+        elif context.rehearsal:
+            other_members = (self._start_member(self._start) for _ in range(1, self.members))
         else:
             other_members = (
                 self._train(self._start, module.trainer, context, member) for member in range(1, self.members)
@@ -155,10 +164,17 @@ class QueryByCommitteeAcquisition(Acquisition):
         """Return the disagreement of each row."""
         return rows[:, 0]
 
+    def _start_member(self, start: LightningModule) -> dict[str, Tensor]:
+        member = copy_untrained(start)
+        if self.reinitialize:
+            reinitialize(member)
+        return weights_of(member)
+
     def _train(self, start: LightningModule, trainer: Trainer, context: QueryContext, member: int) -> dict[str, Tensor]:
         rank_zero_info(f"QueryByCommitteeAcquisition: member {member + 1} of {self.members} trains.")
         entropy = (RandomStream.TRAINING, context.seed, context.cycle, member)
-        weights = train_member(start, trainer, entropy, fresh=self.reinitialize, bootstrap=self.bootstrap)
+        with raised_on_all_processes(trainer):
+            weights = train_member(start, trainer, entropy, fresh=self.reinitialize, bootstrap=self.bootstrap)
         # processes train the same way, but GPU kernels may round in another order each time
         broadcast: dict[str, Tensor] = trainer.strategy.broadcast(weights)
         return broadcast

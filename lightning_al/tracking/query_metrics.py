@@ -14,17 +14,15 @@ from lightning_al.tracking.tracker import tracker_for
 
 
 @rank_zero_only
-def track_query(loggers: Sequence[Logger], summary: QuerySummary | None, preview_dir: Path | None = None) -> None:
+def track_query(loggers: Sequence[Logger], summary: QuerySummary, preview_dir: Path | None = None) -> None:
     """Log a query, and write it for the report.
 
     Args:
         loggers: The trainer's loggers, still open at fit end.
-        summary: The summary of the query; None on other processes than the first.
+        summary: The summary of the query.
         preview_dir: The folder for the report's files; None writes none.
 
     """
-    if summary is None:
-        return
     if preview_dir is not None:
         with warn_on_failure("Writing the picks"):
             write_summary(summary, preview_dir)

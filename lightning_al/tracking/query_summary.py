@@ -96,8 +96,8 @@ def summarize_query(
     metrics: Mapping[str, float],
     candidate_scores: Tensor | None,
     num_preview_samples: int,
-) -> QuerySummary | None:
-    """Summarize the last query by one more forward pass over its picks, on the first process.
+) -> QuerySummary:
+    """Summarize the last query by one more forward pass over its picks; on the first process, without the others.
 
     Args:
         trainer: The trainer at fit end; its datamodule's pool has the picks already.
@@ -108,14 +108,12 @@ def summarize_query(
         num_preview_samples: How many picks get a preview.
 
     Returns:
-        The summary; None on other processes than the first.
+        The summary.
 
     """
     datamodule: ActiveLearningDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    with scoring_clone(trainer, module) as clone:
+    with scoring_clone(trainer, module, on_all_processes=False) as clone:
         prepare(clone)
-        if not trainer.is_global_zero:
-            return None
         loader = datamodule.pool_dataloader(datamodule.pool.history[-1].indices, shard=False)
         predictor, transfer = Predictor(clone), make_transfer(trainer, clone)
         outputs, features = _forward(predictor, (transfer(part.batch) for part in loader))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lightning_al import functional
-from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.query import Query
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
 Noise = Literal["power", "boltzmann", "soft_rank"]
@@ -55,11 +55,6 @@ class StochasticBatch(Wrapper):
             )
         self.noise = noise
         self.temperature = temperature
-
-    def prepare(self, context: QueryContext) -> None:
-        """Prepare the other acquisition, and raise before the pool is scored if it has no suitable scores."""
-        super().prepare(context)
-        self._scores(self.inner.measure_chunk(context.predictor, [context.batch]))
 
     def select(self, query: Query) -> list[int]:
         """Sample candidates without replacement."""

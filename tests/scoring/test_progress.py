@@ -142,6 +142,7 @@ def wide_terminal():
     rich.reconfigure()
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_the_rich_bar_joins_the_display_of_the_trainer(capsys, wide_terminal):
     # rich before 14.1 refuses a second live display, and this one is alive until the fit's teardown
     bar, displays = RichProgressBar(console_kwargs=wide_terminal), []

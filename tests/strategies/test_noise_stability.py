@@ -22,6 +22,8 @@ from tests.digits import LABELED, DigitsClassifier, digits, fit, make_data
 from tests.noise_stability_twin import twin
 from tests.strategies.spy import Spy
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 DOUBLE = {"precision": "64-true"}
 
 

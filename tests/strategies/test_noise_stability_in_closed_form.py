@@ -6,19 +6,20 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lightning_al import ActiveLearningDataModule, NoiseStabilityAcquisition, functional
 from lightning_al.numerics.seeding import RandomStream, make_generator
 from lightning_al.perturbation.closed_form import ClosedForm
 from lightning_al.scoring.progress import Bar
-from lightning_al.strategies import noise_stability as implementation
 from lightning_al.testing import ToyClassifier
-from tests.digits import LABELED, digits, fit, make_data
+from tests.digits import digits, fit, make_data
 from tests.perturbation.jacobian_twin import twin
 from tests.snapshot import module_picture, random_picture
 from tests.strategies import spy
+
+pytestmark = pytest.mark.usefixtures("unrehearsed")
 
 DOUBLE = {"precision": "64-true"}
 
@@ -164,39 +165,3 @@ def test_what_cannot_be_counted_is_named_in_a_warning_and_scored_by_passes():
         picks = picks_of("inf")
     assert picks == picks_of(30)
     assert [report["passes"] for report in Spy.reports] == [30, 30]
-
-
-class Dense(LightningModule):
-    trained = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Conv1d(1, 4, 3, padding=1)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.net(points.unsqueeze(1))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        Dense.trained += 1
-        return self(batch[0]).square().mean()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def test_outputs_for_each_position_are_refused_before_any_training():
-    Dense.trained = 0
-    with pytest.raises(ValueError, match=r'`passes="inf"`: Dense returns outputs of shape \(4, 3\).*`passes=10`'):
-        fit(Spy(10), model=Dense(), data=toy_data())
-    assert Dense.trained == 0
-    fit(Spy(10, passes=3), model=Dense(), data=toy_data())
-    assert Dense.trained == 1
-
-
-def test_a_pool_without_candidates_is_no_reason_to_look_for_dense_outputs():
-    data = ActiveLearningDataModule(digits(), initial_size=len(digits()), batch_size=128)
-    acquisition = Spy(10)
-    fit(acquisition, data=data)
-    assert data.pool.num_labeled == len(digits())
-    assert implementation.RANKING == ("topk", "power")
-    assert len(digits()) > LABELED

@@ -241,6 +241,7 @@ def test_dense_scores_are_means_over_the_positions(disagreement):
     check(data, model.trained, images, disagreement)
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_a_routine_that_nobody_here_wrote(tmp_path, monkeypatch):
     from torch_uncertainty.routines import ClassificationRoutine
 

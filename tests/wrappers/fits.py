@@ -33,7 +33,8 @@ def alone(acquisition, **options):
         seen.append((prepared, query))
         return list(query.indices[: query.budget])
 
-    with mock.patch.object(type(acquisition), "select", select):
+    rehearse = "lightning_al.acquisition.contract.rehearse"
+    with mock.patch.object(type(acquisition), "select", select), mock.patch(rehearse):
         fit(acquisition, **options)
     ((prepared, query),) = seen
     return prepared, query

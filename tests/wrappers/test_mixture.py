@@ -26,6 +26,8 @@ from lightning_al.functional import k_center
 from lightning_al.testing import ToyDataset
 from tests.wrappers.fits import alone, fit, picks_of, selection_generator
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 STABILITY = partial(NoiseStabilityAcquisition, passes=3)
 PARTS = {
     "scores": [MarginAcquisition, EntropyAcquisition],

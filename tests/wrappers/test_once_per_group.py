@@ -26,6 +26,8 @@ from lightning_al.numerics.seeding import make_generator
 from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.wrappers.fits import alone, fit, picks_of
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 SAMPLES = 120
 FEW = [f"video {index % 20}" for index in range(SAMPLES)]
 INNER = {

@@ -20,6 +20,8 @@ from lightning_al.testing import ToyClassifier, ToyDataset
 from tests.formulas.draws import assert_frequencies
 from tests.wrappers.fits import alone, fit, picks_of
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 
 class Counting(ToyClassifier):
     """Notes which samples are scored, by their first coordinate."""

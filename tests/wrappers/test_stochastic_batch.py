@@ -19,6 +19,8 @@ from lightning_al.formulas.ranking import boltzmann, power, soft_rank
 from lightning_al.strategies.bald import BALDAcquisition
 from tests.wrappers.fits import alone, fit, picks_of, selection_generator
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 PICK = {"power": power, "boltzmann": boltzmann, "soft_rank": soft_rank}
 
 
