@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_al import functional
 from lightning_al.acquisition.contract import Acquisition
 from lightning_al.acquisition.query import Query, QueryContext
+from lightning_al.acquisition.query_trained import query
 from lightning_al.cycles.run_cycles import run_cycles
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.data.files import AudioFiles, ImageFiles, TextRows
@@ -72,6 +73,7 @@ __all__ = [
     "UncertaintyHerding",
     "VariationRatioAcquisition",
     "functional",
+    "query",
     "run_cycles",
 ]
 

@@ -24,7 +24,8 @@ class QueryOptions(Callback):
         num_preview_samples: How many of the picks are saved as pictures, sounds or texts.
         trust_checkpoints: Load checkpoints with any Python object in them, which can run any code.
         preview_dir: Where they are saved; None saves no files, and loggers get the picks all the same.
-        is_continued: Whether the fit continues from a checkpoint, so that it may have no batch left to train.
+        is_continued: Whether the fit continues from a checkpoint or with a trained model, so that it may have no batch
+            left to train.
 
     """
 

@@ -52,6 +52,11 @@ def main(args: "ArgsType" = None) -> None:
     # raised by Lightning's use of torch, which no argument of this command changes
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     try:
+        if args is None and sys.argv[1:2] == ["query"]:
+            from lightning_al.cli.query import main as query
+
+            query()
+            return
         ActiveLearningCLI(args=args, parser_kwargs={"epilog": EPILOG})
     except EXPLAINED_ERRORS as refusal:  # its message is complete; a traceback would hide it
         sys.exit(f"lightning-al: {refusal}")

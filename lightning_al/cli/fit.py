@@ -27,14 +27,19 @@ from lightning_al.storage.settings import RESUMABLE_SETTINGS
 from lightning_al.tracking.wandb import run_id
 
 EPILOG = (
-    "Three more commands have a --help of their own: `lightning-al compare` runs several strategies and seeds over one "
-    "configuration, `lightning-al report` writes a page about runs, and `lightning-al label` opens a page on which "
-    "people label what a run asks. A bare name after --config is a strategy that "
-    f"is installed with the package: {', '.join(preset_names())}."
+    "Four more commands have a --help of their own: `lightning-al compare` runs several strategies and seeds over one "
+    "configuration, `lightning-al report` writes a page about runs, `lightning-al label` opens a page on which people "
+    "label what a run asks, and `lightning-al query` picks with the weights of a checkpoint. A bare name after "
+    f"--config is a strategy that is installed with the package: {', '.join(preset_names())}."
 )
 
 # the arguments of `run_cycles` that follow from the others
 SET_BY_FIT = {"make", "datamodule", "run_dir", "config", "may_change"}
+# those that take no value
+FLAGS = {
+    "overwrite": "Set an old run folder aside (renamed, not deleted) instead of continuing it.",
+    "retrain": "Continue a run with other settings of training; labels and finished cycles are kept.",
+}
 
 
 class ActiveLearningCLI(LightningCLI):
@@ -42,7 +47,7 @@ class ActiveLearningCLI(LightningCLI):
 
     Next to LightningCLI's own keys there are `acquisition:` (any acquisition, by `class_path`) and the arguments of
     `run_cycles` (`cycles`, `reset`, `pretrained`, `shrink`, `perturb`, `ckpt`, `num_preview_samples`, `target`,
-    `trust_checkpoints`, `overwrite`). `data:` takes the arguments of `ActiveLearningDataModule`; its seed is
+    `trust_checkpoints`, `overwrite`, `retrain`). `data:` takes the arguments of `ActiveLearningDataModule`; its seed is
     `seed_everything`. `validate`, `test` and `predict` are LightningCLI's. After `--config` a bare name, such as
     `margin`, is a preset of the package.
 
@@ -65,6 +70,9 @@ class ActiveLearningCLI(LightningCLI):
 
     """
 
+    _replaced_arguments: tuple[str, ...] = ()  # those of `run_cycles` for which a subclass has one of its own
+    _first_argument = 1  # of those of the process
+
     def __init__(
         self,
         model_class: type[LightningModule] | None = None,
@@ -86,13 +94,9 @@ class ActiveLearningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys of active learning; an override must call it."""
         parser.add_lightning_class_args(Acquisition, "acquisition", subclass_mode=True, required=False)
-        parser.add_function_arguments(run_cycles, as_group=True, skip={*SET_BY_FIT, "overwrite"})
-        parser.add_argument(
-            "--overwrite",
-            action=ActionYesNo(no_prefix="no_"),
-            default=False,
-            help="Set an old run folder aside (renamed, not deleted) instead of continuing it.",
-        )
+        parser.add_function_arguments(run_cycles, as_group=True, skip={*SET_BY_FIT, *FLAGS, *self._replaced_arguments})
+        for name, description in FLAGS.items():
+            parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix="no_"), default=False, help=description)
         parser.set_defaults({"cycles": 5})
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -102,7 +106,7 @@ class ActiveLearningCLI(LightningCLI):
             super().parse_arguments(parser, args)
             return
         try:
-            words = resolve_config_options(sys.argv[1:] if args is None else args)
+            words = resolve_config_options(sys.argv[self._first_argument :] if args is None else args)
         except ValueError as error:
             parser.error(str(error))  # exits with status 2
         if args is None:  # LightningCLI warns if it is given arguments beside those of the process

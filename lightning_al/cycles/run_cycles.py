@@ -46,6 +46,7 @@ def run_cycles(
     wait: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    retrain: bool = False,
     config: Mapping[str, Any] | None = None,
     may_change: Collection[str] = (),
 ) -> list[CycleRow]:
@@ -79,6 +80,9 @@ def run_cycles(
             continues.
         run_dir: The run folder; by default the trainer's `default_root_dir`.
         overwrite: Set an old run folder aside (renamed, not deleted) instead of continuing it.
+        retrain: Continue with other settings of training (model, optimizer, trainer, batch sizes, `ckpt`), after a
+            training that diverged, for example, and train an interrupted cycle from its beginning. Labels and finished
+            cycles are kept; acquisition and data must be the same.
         config: Settings to save in `config.yaml`, which must be the same when the run is continued; by default those
             of the acquisition, the split, the batch size and the reset, class and `hparams` of the model, and of the
             trainer epochs, steps, precision, clipping, accumulated and limited batches. Arrays are compared by their
@@ -135,6 +139,7 @@ def run_cycles(
                 config,
                 may_change,
                 overwrite,
+                retrain,
                 target or {},
                 Answers(datamodule, folder, config, min_answers, wait),
             )
@@ -153,6 +158,7 @@ def _run(
     config: Mapping[str, Any],
     may_change: Collection[str],
     overwrite: bool,
+    retrain: bool,
     target: Mapping[str, float],
     answers: Answers,
 ) -> list[CycleRecord]:
@@ -161,7 +167,7 @@ def _run(
     records = [] if overwrite else folder.read_records()
     datamodule.pool_file = folder.pool_file
     if not overwrite:
-        folder.check_config(config, may_change, finished=len(records))
+        folder.check_config(config, may_change, len(records), retrain)
         datamodule.reload_pool()
         if records:
             folder.check_records(records, datamodule.pool.history)
@@ -182,7 +188,8 @@ def _run(
         if overwrite and cycle == 0 and datamodule.labels is None:
             folder.set_aside()
         folder.write_config(config)
-        checkpoint = _prepare_fit(trainer, datamodule, folder, cycle, options, continues=cycle == first_cycle)
+        continues = cycle == first_cycle and not retrain
+        checkpoint = _prepare_fit(trainer, datamodule, folder, cycle, options, continues=continues)
         previous = folder.weights(cycle - 1) if cycle else None
         policy.apply(model, previous, trust_checkpoints=options.trust_checkpoints)
         datamodule.begin_cycle(cycle)

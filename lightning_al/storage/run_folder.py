@@ -12,7 +12,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_al.storage.atomic_write import FileNotWrittenError
 from lightning_al.storage.cycles_table import CycleRecord, read_cycles, write_cycles
 from lightning_al.storage.pool_file import Labeling
-from lightning_al.storage.settings import describe_changes, lacking_settings, plain, read_settings, write_settings
+from lightning_al.storage.settings import (
+    describe_changes,
+    lacking_settings,
+    plain,
+    read_settings,
+    training_settings,
+    write_settings,
+)
 
 
 class RunRefusedError(ValueError):
@@ -128,27 +135,35 @@ class RunFolder:
         """Write one row per finished cycle, atomically."""
         write_cycles(self.cycles_file, records)
 
-    def check_config(self, config: Mapping[str, Any], may_change: Collection[str], finished: int) -> None:
+    def check_config(
+        self, config: Mapping[str, Any], may_change: Collection[str], finished: int, retrain: bool = False
+    ) -> None:
         """Raise if a run would continue with another configuration; log that the run continues.
 
         Args:
             config: Nested settings that YAML can hold.
             may_change: Dotted names of settings that may differ; a name takes everything below it.
             finished: How many cycles are finished.
+            retrain: Whether settings of training may differ, too.
 
         Raises:
-            RunRefusedError: If a setting differs, naming each one.
+            RunRefusedError: If another setting differs, naming each one.
 
         """
         if not self.pool_file.exists():
             return
         before = read_settings(self.config_file) if self.config_file.exists() else plain(config)
-        changes = describe_changes(before, plain(config), (*may_change, *lacking_settings(before)))
-        if changes:
+        after, may_change = plain(config), {*may_change, *lacking_settings(before)}
+        changes = describe_changes(before, after, may_change)
+        is_retrainable = not describe_changes(before, after, {*may_change, *training_settings(config)})
+        if changes and not (retrain and is_retrainable):
+            hint = "keep its labels and train with them by `retrain` (`--retrain`), " if is_retrainable else ""
             raise RunRefusedError(
                 f"The run in {self.path} was started with another configuration ({changes}). Choose another run "
-                "folder, restore the setting, or set the old run aside with `overwrite` (`--overwrite`)."
+                f"folder, restore the setting, {hint}or set the old run aside with `overwrite` (`--overwrite`)."
             )
+        if changes:
+            rank_zero_info(f"From cycle {finished} on the run trains with other settings ({changes}).")
         rank_zero_info(
             f"Continuing the run in {self.path} after {finished} finished cycle{'' if finished == 1 else 's'}."
         )

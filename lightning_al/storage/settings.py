@@ -24,6 +24,7 @@ RESUMABLE_SETTINGS = (
     "min_answers",
     "num_preview_samples",
     "overwrite",
+    "retrain",
     "target",
     "trust_checkpoints",
     "trainer.accelerator",
@@ -45,6 +46,18 @@ RESUMABLE_SETTINGS = (
 LATER_SETTINGS = ("model", "trainer", "data.batch_size")
 
 LONGEST_TEXT = 200  # of an object, such as a network, in characters
+
+# Settings of training, which `retrain` may change too; what is picked, from what and when must stay as it was.
+TRAINING_SETTINGS = ("ckpt", "data.batch_size", "data.pool_batch_size", "lr_scheduler", "model", "optimizer", "trainer")
+
+
+def training_settings(config: Mapping[str, Any]) -> set[str]:
+    """Return the dotted names of the settings of training."""
+    if config.get("acquisition"):
+        return set(TRAINING_SETTINGS)
+    # the acquisition is one of the trainer's callbacks
+    trainer = {f"trainer.{name}" for name in config.get("trainer") or {} if name != "callbacks"}
+    return {*TRAINING_SETTINGS, *trainer} - {"trainer"}
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -207,6 +207,7 @@ class DeepSpot(ToyClassifier):
         return self(batch[0])
 
 
+@pytest.mark.usefixtures("unrehearsed")
 @pytest.mark.parametrize("ckpt", ["best", "last"])
 def test_ckpt_names_the_weights_that_score_and_are_tested(tmp_path, ckpt):
     DeepSpot.seen = seen = []
@@ -736,3 +737,28 @@ def test_the_seconds_of_a_fit_are_kept_where_the_query_is_of_an_earlier_process(
     (record,) = run_cycles(make, make_data(), cycles=1, run_dir=tmp_path)
     assert record["score_seconds"] == 1000
     assert record["fit_seconds"] > 0
+
+
+def test_a_training_that_diverged_is_replaced_and_no_label_is_lost(tmp_path):
+    class Diverging(ToyClassifier):
+        def __init__(self, lr):
+            super().__init__()
+            self.lr = lr
+
+        def on_train_end(self):
+            if self.lr > 1 and self.trainer.datamodule.cycle == 1:
+                self.net[0].weight.data.fill_(float("nan"))
+
+    def run(lr, cycles=2, **options):
+        make = maker(lambda: EntropyAcquisition(5), lambda: Diverging(lr))
+        config = {"model": {"lr": lr}, "acquisition": "entropy"}
+        return run_cycles(make, make_data(), cycles=cycles, run_dir=tmp_path / "run", config=config, **options)
+
+    with pytest.raises(ValueError, match="the training of cycle 1 diverged, so nothing is labeled"):
+        run(10)
+    first = picks_in(tmp_path / "run")
+    with pytest.raises(ValueError, match="keep its labels and train with them by `retrain`"):
+        run(0.1)
+    assert [record["labeled"] for record in run(0.1, retrain=True)] == [10, 15]
+    assert picks_in(tmp_path / "run")[:2] == first
+    assert [record["labeled"] for record in run(0.1, cycles=3)] == [10, 15, 20]

@@ -1,4 +1,5 @@
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,37 @@ def test_free_settings_may_change_with_everything_below_them(begun):
     begun.check_config(config, ("trainer",), finished=0)
     with pytest.raises(ValueError, match=r"trainer\.devices"):
         begun.check_config(config, ("trainer.device",), finished=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_training"),
+    [
+        ({"trainer": {"devices": 2}}, True),
+        ({"model": {"lr": 0.1}}, True),
+        ({"data": {"batch_size": 4}}, True),
+        ({"data": {"batch_size": 8, "candidates": 4}}, False),
+        ({"seed": 1}, False),
+        ({"model": {"lr": 0.1}, "acquisition": {"class": "Entropy", "query_size": 6}}, False),
+        ({"acquisition": None, "trainer": {"callbacks": ["Margin"], "devices": 1}}, False),
+    ],
+)
+def test_retraining_changes_settings_of_training_only(begun, change, is_training, caplog):
+    before = {
+        "acquisition": change.get("acquisition", True) and {"class": "Entropy", "query_size": 5},
+        "trainer": {"callbacks": ["Entropy"], "devices": 1},
+        "model": {"lr": 1.0},
+        "data": {"batch_size": 8},
+        "seed": 0,
+    }
+    begun.write_config(before)
+    config = {**before, **change}
+    with pytest.raises(ValueError, match="was started with another configuration") as refusal:
+        begun.check_config(config, (), finished=2)
+    assert ("`retrain` (`--retrain`)" in str(refusal.value)) == is_training
+    with nullcontext() if is_training else pytest.raises(ValueError, match="was started with another configuration"):
+        caplog.set_level(logging.INFO)
+        begun.check_config(config, (), finished=2, retrain=True)
+        assert caplog.messages[0].startswith("From cycle 2 on the run trains with other settings (")
 
 
 def test_a_configuration_holds_what_yaml_can(begun):
