@@ -25,9 +25,7 @@ def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> N
     """
     if trainer.world_size == 1:
         return
-    # people may answer while the processes start, one after another
-    answered = zlib.crc32(datamodule.labeled_indices(datamodule.cycle))
-    state = (datamodule.cycle, f"{datamodule.pool.digest()}-{answered:08x}")
+    state = state_of(datamodule)
     first = trainer.strategy.broadcast(state)
     # every process votes, so that all of them raise and none waits for another
     if not trainer.strategy.reduce_boolean_decision(state == first):
@@ -36,3 +34,10 @@ def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> N
             f"{datamodule.pool!r} (digest {state[1]}), process 0 in cycle {first[0]} (digest {first[1]}). Put the run "
             "folder, or `pool_file`, on a disk that all nodes share."
         )
+
+
+def state_of(datamodule: ActiveLearningDataModule) -> tuple[int, str]:
+    """Return the cycle, and a digest of the pool and of what this cycle trains on."""
+    # people may answer while the processes start, one after another
+    answered = zlib.crc32(datamodule.labeled_indices(datamodule.cycle))
+    return datamodule.cycle, f"{datamodule.pool.digest()}-{answered:08x}"

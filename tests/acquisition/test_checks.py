@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import MarginAcquisition, Pool, RandomSubset
-from lightning_al.acquisition.agreement import check_agreement
+from lightning_al.acquisition.agreement import check_agreement, state_of
 from tests.digits import fit, make_data
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +38,12 @@ def datamodule(*labelings):
     pool = Pool(20)
     for indices in labelings:
         pool.label(indices, strategy="someone")
-    return SimpleNamespace(pool=pool, cycle=pool.cycle)
+    return SimpleNamespace(pool=pool, cycle=pool.cycle, labeled_indices=pool.labeled_by)
 
 
 def trainer_of_second_process(first, votes):
     strategy = SimpleNamespace(
-        broadcast=lambda state: (first.cycle, first.pool.digest()),
+        broadcast=lambda state: state_of(first),
         reduce_boolean_decision=lambda vote: votes.append(vote) or vote,
     )
     return SimpleNamespace(world_size=2, global_rank=1, strategy=strategy)

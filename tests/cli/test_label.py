@@ -27,6 +27,7 @@ from tests.python_process import run_python
 
 def labeling(run, output, *arguments):
     """Run the command as a process does, with its output in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in the background
     sys.stdout = output.open("w", buffering=1)
     sys.exit(main([str(run), *arguments]))
 

@@ -56,7 +56,7 @@ def test_a_file_of_exactly_that_name_comes_first(empty):
 
 
 def test_an_unknown_name_lists_the_presets(empty):
-    with pytest.raises(ValueError, match=r"^there is no preset `margn`, .*; the presets are badge, bald, .*\./margn\."):
+    with pytest.raises(ValueError, match=r"^there is no preset `margn`, .*; the presets are badge, .*\./margn\."):
         resolve_config("margn")
 
 

@@ -140,7 +140,7 @@ def test_the_run_folder_holds_what_the_design_says(three_cycles):
     names = {path.name for path in three_cycles["folder"].iterdir()}
     assert names == {"pool.json", "cycles.csv", "config.yaml", "tracking.json", "cycle-00", "cycle-01", "cycle-02"}
     config = yaml.safe_load((three_cycles["folder"] / "config.yaml").read_text())
-    assert config["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5}
+    assert config["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5, "output": "softmax"}
     split = {"initial_size": 10, "balanced_start": False, "candidates": None, "seed": 0}
     assert config["data"] == {**split, "batch_size": 8}
     assert (config["reset"], config["ckpt"]) == ("scratch", "last")

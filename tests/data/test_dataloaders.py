@@ -72,7 +72,7 @@ def start_worker(number):
 
 
 def labeled(wrapped, indices=LABELED, batch_size=None, num_workers=None):
-    return labeled_loader(wrapped, list(indices), batch_size, num_workers)
+    return labeled_loader(wrapped, Subset(wrapped.dataset, list(indices)), batch_size, num_workers)
 
 
 def positions(loader):

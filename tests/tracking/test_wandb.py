@@ -62,7 +62,7 @@ def test_one_run_has_every_point_of_every_cycle(tmp_path):
         assert run.summary[f"al/{name}"] == pytest.approx(value)
     about = run.config["lightning_al"]
     assert about["target"] == target
-    assert about["config"]["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5}
+    assert about["config"]["acquisition"] == {"class": "EntropyAcquisition", "query_size": 5, "output": "softmax"}
     assert about["config"]["data"]["seed"] == 0
     pools = [set(artifact.aliases) for artifact in run.artifacts if artifact.type == "pool"]
     assert pools == [{"latest", f"cycle-{cycle}"} for cycle in range(3)]
