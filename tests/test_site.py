@@ -113,4 +113,4 @@ def test_the_commands_of_a_page_parse(name):
     for command in found:
         for file in re.findall(r"configs/[\w/]+\.yaml", command):
             assert (ROOT / file).is_file()
-        assert command.split()[0] in ("fit", "compare", "report", "label")
+        assert command.split()[0] in ("fit", "query", "compare", "report", "label")

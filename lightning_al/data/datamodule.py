@@ -98,7 +98,7 @@ class ActiveLearningDataModule(LightningDataModule):
         seed: int = 0,
         pool_file: str | os.PathLike[str] | None = None,
         label_key: LabelKey | None = None,
-        labels: str | os.PathLike[str] | Labels | None = None,
+        labels: Labels | str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         check_counts(batch_size=batch_size, pool_batch_size=pool_batch_size, candidates=candidates)

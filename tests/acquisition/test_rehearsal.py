@@ -68,7 +68,11 @@ def unscorable_module():
     [
         (BALDAcquisition, partial(Untrainable, nn.Linear(3, 4)), "it has no module that drops"),
         (partial(CoreSetAcquisition, features="nett"), Untrainable, r"features='nett'.*Did you mean one of"),
-        (BADGEAcquisition, partial(Untrainable, forward=lambda y: y[..., None, None]), "needs one row of outputs per sample"),
+        (
+            BADGEAcquisition,
+            partial(Untrainable, forward=lambda y: y[..., None, None]),
+            "needs one row of outputs per sample",
+        ),
         (MarginAcquisition, partial(Untrainable, nn.Linear(7, 4)), "mat1 and mat2 shapes cannot be multiplied"),
         (MarginAcquisition, partial(Untrainable, forward=lambda y: {"a": y, "b": y}), "Expected predictions, got"),
         (MarginAcquisition, partial(Untrainable, nn.Linear(3, 1)), "has one output per sample"),

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al import ActiveLearningCLI, ActiveLearningDataModule, EntropyAcquisition, Pool
 from lightning_al.cli.entry_point import main
+from lightning_al.storage.queue_file import read_queue
 from lightning_al.storage.run_folder import RunRefusedError
 from lightning_al.testing import ToyDataset
 from tests.python_process import run_python
@@ -442,3 +443,19 @@ def linked(toy):
     del config["model"]
     Path("linked.yaml").write_text(yaml.safe_dump(config))
     return ["--config=linked.yaml", *toy[2:], "--cycles=2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ("labels.jsonl", []),
+        ("{class_path: lightning_al.Labels, init_args: {path: labels.jsonl, classes: [a, b, c, d]}}", list("abcd")),
+    ],
+)
+def test_labels_of_people_are_a_file_or_a_class(toy, labels, classes):
+    cli = ActiveLearningCLI(args=[*toy, f"--data.labels={labels}"])
+    assert cli.records == []
+    (path,) = Path().rglob("queue.jsonl")
+    queue = read_queue(path)
+    assert (path.parents[1] / queue.labels).resolve() == Path("labels.jsonl").resolve()
+    assert (queue.classes, len(queue.samples)) == (classes, 10)

@@ -34,6 +34,7 @@ def test_certain_and_right_is_calibrated():
     assert calibration_error(torch.eye(4), (torch.arange(4) + 1) % 4) == 1
 
 
+@pytest.mark.sweep
 def test_the_temperature_is_the_factor_that_logits_were_multiplied_by():
     assert fit_temperature(*problem(40_000)) == pytest.approx(1.0, abs=0.11)
     for factor in (2.5, 8.0):
