@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.scoring.failing_together import compare_with_first
 
 
 def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> None:
@@ -26,9 +27,8 @@ def check_agreement(trainer: Trainer, datamodule: ActiveLearningDataModule) -> N
     if trainer.world_size == 1:
         return
     state = state_of(datamodule)
-    first = trainer.strategy.broadcast(state)
-    # every process votes, so that all of them raise and none waits for another
-    if not trainer.strategy.reduce_boolean_decision(state == first):
+    agree, first = compare_with_first(trainer, state)
+    if not agree:
         raise MisconfigurationException(
             f"The processes have different pools: process {trainer.global_rank} is in cycle {state[0]} with "
             f"{datamodule.pool!r} (digest {state[1]}), process 0 in cycle {first[0]} (digest {first[1]}). Put the run "

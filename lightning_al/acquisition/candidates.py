@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from lightning_al.data.datamodule import ActiveLearningDataModule
 from lightning_al.numerics.seeding import RandomStream, make_generator
 
@@ -24,14 +22,6 @@ def subsample(
     seed = query_seed(acquisition, datamodule)
     generator = make_generator(RandomStream.SUBSAMPLING, seed, datamodule.pool.cycle)
     return acquisition.subsample_candidates(candidates, budget, generator)
-
-
-def draw_candidates(indices: Sequence[int], count: int, generator: torch.Generator) -> Sequence[int]:
-    """Return some candidates, ascending, drawn at random; the same object if there are no more than that."""
-    if len(indices) <= count:
-        return indices
-    rows = torch.randperm(len(indices), generator=generator)[:count].sort().values
-    return [indices[row] for row in rows.tolist()]
 
 
 def check_bound(owner: str, candidates: int | None) -> int | None:

@@ -67,7 +67,8 @@ def _check_candidates(acquisition: "Acquisition", datamodule: ActiveLearningData
     budget = acquisition.budget(pool.size)
     if budget >= pool.num_unlabeled:  # the last query takes all that is left
         return
-    count = len(subsample(acquisition, datamodule, datamodule.candidate_indices(), budget))
+    candidates = datamodule.candidate_indices()
+    count = len(subsample(acquisition, datamodule, candidates, budget))
     if count <= budget:
         raise MisconfigurationException(
             f"`{type(acquisition).__name__}(query_size={size})`: {budget} samples are to be picked from {count} "
@@ -75,8 +76,8 @@ def _check_candidates(acquisition: "Acquisition", datamodule: ActiveLearningData
             "`candidates`, or lower `query_size`."
         )
     bound = acquisition.max_candidates
-    if bound is not None and count == bound < len(datamodule.candidate_indices()):
+    if bound is not None and count == bound < len(candidates):
         rank_zero_info(
             f"{type(acquisition).__name__}: its cost grows with the square of the candidates, so each query draws "
-            f"{bound} of them at random ({len(datamodule.candidate_indices())} now). `candidates=` changes the number."
+            f"{bound} of them at random ({len(candidates)} now). `candidates=` changes the number."
         )

@@ -11,12 +11,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_al.acquisition.agreement import check_agreement
-from lightning_al.acquisition.candidates import draw_candidates
 from lightning_al.acquisition.checks import check_before_training
 from lightning_al.acquisition.embeddings import EmbeddingSource
 from lightning_al.acquisition.query import Query, QueryContext
 from lightning_al.acquisition.rehearsal import rehearse
 from lightning_al.acquisition.run_query import run_query, should_query
+from lightning_al.data.draw import draw_part
 from lightning_al.data.sizes import check_size, resolve_size
 from lightning_al.formulas.ranking import top_k
 from lightning_al.model.predictor import Predictor
@@ -66,7 +66,7 @@ class Acquisition(Callback, ABC):
 
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Return which of the candidates to measure, ascending; by default all, or `max_candidates` of them."""
-        return indices if self.max_candidates is None else draw_candidates(indices, self.max_candidates, generator)
+        return indices if self.max_candidates is None else draw_part(indices, self.max_candidates, generator)
 
     def prepare(self, context: QueryContext) -> None:
         """Prepare one query; what is stored on `self` is dropped after it.

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_al.data.datamodule import ActiveLearningDataModule
+from lightning_al.scoring.failing_together import compare_with_first
 
 # The entry of a checkpoint that says which fit it belongs to.
 KEY = "lightning_al"
@@ -42,8 +43,8 @@ class FitState(Callback):
         if stage != "fit" or trainer.world_size == 1:
             return
         name = None if self.checkpoint is None else self.checkpoint.name
-        first = trainer.strategy.broadcast(name)
-        if not trainer.strategy.reduce_boolean_decision(name == first):
+        agree, first = compare_with_first(trainer, name)
+        if not agree:
             raise MisconfigurationException(
                 f"Process {trainer.global_rank} would continue the fit of cycle {self.cycle} from checkpoint {name}, "
                 f"process 0 from {first}. Put the run folder on a disk that all nodes share."

@@ -1,9 +1,7 @@
 """One cycle: a fit that ends in a query, then a test."""
 
 import time
-from inspect import signature
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -43,7 +41,7 @@ def run_cycle(
     was_queried = datamodule.is_queried(cycle)
     started = time.perf_counter()
     try:
-        trainer.fit(model, datamodule, ckpt_path=checkpoint, **_loading_options(options))
+        trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=not options.trust_checkpoints)
     except SIGTERMException as termination:
         # without it the process would end with status 0, as if the run were finished
         raise SystemExit(TERMINATED) from termination
@@ -71,12 +69,6 @@ def run_cycle(
         select_seconds=select_seconds,
         track_seconds=track_seconds,
     )
-
-
-def _loading_options(options: QueryOptions) -> dict[str, Any]:
-    """Return how `fit` loads a checkpoint; before Lightning 2.6 it takes no such argument, and loads any object."""
-    known = "weights_only" in signature(Trainer.fit).parameters
-    return {"weights_only": not options.trust_checkpoints} if known else {}
 
 
 def _test(trainer: Trainer, model: LightningModule, datamodule: ActiveLearningDataModule) -> dict[str, float]:

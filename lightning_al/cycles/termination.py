@@ -23,7 +23,7 @@ EXIT_SECONDS = 10.0  # how long the processes of a group wait for each other at 
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Let SIGTERM end this process at once, and the processes that Lightning's launcher starts end with this one.
+    """End this process at once on SIGTERM, and the processes that Lightning's launcher starts with it.
 
     Lightning itself looks at SIGTERM after a batch, which would let a query of hours go on, and sends a message to the
     other processes, which hangs where they wait for another one. Under SLURM its way stays, since it requeues jobs.

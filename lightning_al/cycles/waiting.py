@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -54,11 +53,14 @@ class Answers:
             if overwrite:
                 self.folder.set_aside()
             self.folder.write_config(self.config)
-        if not hasattr(self.datamodule, "pool"):
+        has_data = not hasattr(self.datamodule, "pool")  # a pool that was read from its file has none yet
+        if has_data:
             _set_up(self.datamodule)
         announced = False
         while not self._suffice(labels, cycle):
             if not announced:
+                if not has_data:
+                    _set_up(self.datamodule)
                 _write_queue(self.datamodule, labels, self.folder, cycle)
                 rank_zero_info(self._sentence(labels, cycle))
                 announced = True
@@ -69,24 +71,26 @@ class Answers:
 
     def _suffice(self, labels: Labels, cycle: int) -> bool:
         labels.read()
-        asked = self.datamodule.pool.history[cycle].index_array
-        num_answered = sum(index in labels for index in asked)
-        return num_answered >= self.min_answers * len(asked) and len(self.datamodule.labeled_indices(cycle)) > 0
+        num_answers, num_asked = self._count(labels, cycle)
+        return num_answers >= self.min_answers * num_asked and len(self.datamodule.labeled_indices(cycle)) > 0
 
     def _sentence(self, labels: Labels, cycle: int) -> str:
-        asked = self.datamodule.pool.history[cycle].index_array
-        num_waiting = sum(index not in labels for index in asked)
+        num_answers, num_asked = self._count(labels, cycle)
         then = "; training begins by itself" if self.wait else ", and run the same command again"
         return (
-            f"Cycle {cycle} waits for people: {num_waiting} of {len(asked)} samples have no label. Label them with "
-            f"`lightning-al label {self.folder.path}`{then}."
+            f"Cycle {cycle} waits for people: {num_asked - num_answers} of {num_asked} samples have no label. Label "
+            f"them with `lightning-al label {self.folder.path}`{then}."
         )
+
+    def _count(self, labels: Labels, cycle: int) -> tuple[int, int]:
+        """Return how many samples of a query are answered, and how many were asked."""
+        asked = self.datamodule.pool.history[cycle].index_array
+        return sum(index in labels for index in asked), len(asked)
 
 
 @rank_zero_only
 def _write_queue(datamodule: ActiveLearningDataModule, labels: Labels, folder: RunFolder, cycle: int) -> None:
     """Write what is not answered, earlier queries included, the latest one first."""
-    _set_up(datamodule)  # a pool that was read from its file has no data yet
     pool = datamodule.pool
     kind: Kind = "number" if labels.classes is None else "classes" if labels.multi_label else "class"
     predictions = _predictions(folder, cycle, kind)
@@ -96,7 +100,7 @@ def _write_queue(datamodule: ActiveLearningDataModule, labels: Labels, folder: R
     for labeling in reversed(pool.history[: cycle + 1]):
         scores: list[Any] = labeling.scores or [None] * len(labeling)
         samples += [
-            QueuedSample(index, paths.get(index), predictions.get(index), score=score)
+            QueuedSample(index, _existing(paths.get(index)), predictions.get(index), score=score)
             for index, score in zip(labeling.index_array, scores, strict=True)
             if index not in labels
         ]
@@ -117,10 +121,15 @@ def _predictions(folder: RunFolder, cycle: int, kind: str) -> dict[int, Any]:
 
 
 def _paths(dataset: Any) -> dict[int, str]:
-    """Return the files of samples, by dataset index, where the dataset keeps their names."""
+    """Return the names of samples, which may be files, by dataset index, where the dataset keeps names."""
     paths: dict[int, str] = {}
     for source in sources_of(dataset):
         named = find_names(source, len(source.positions))
         names = [] if named is None else named[1]
-        paths |= {index: os.path.abspath(name) for index, name in zip(source.places.tolist(), names, strict=False)}
-    return {index: path for index, path in paths.items() if Path(path).is_file()}
+        paths |= dict(zip(source.places.tolist(), names, strict=False))
+    return paths
+
+
+def _existing(path: str | None) -> str | None:
+    """Return the absolute path of a file, None for the name of something else."""
+    return os.path.abspath(path) if path is not None and os.path.isfile(path) else None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_al.data.answered_dataset import answered_part, open_labels
 from lightning_al.data.dataloaders import TRANSFER_HOOKS, PoolBatch, PoolView, labeled_loader, pool_loader
 from lightning_al.data.datasets_module import to_datamodule
+from lightning_al.data.draw import draw_part
 from lightning_al.data.evaluation_view import evaluation_dataset
 from lightning_al.data.fingerprint import fingerprint, warn_if_reads_differ
 from lightning_al.data.initial_labels import check_initial_size, draw_initial
@@ -227,8 +227,7 @@ class ActiveLearningDataModule(LightningDataModule):
         if self.candidates is None or self.candidates >= len(unlabeled):
             return unlabeled
         generator = make_generator(RandomStream.CANDIDATES, self.seed, self.pool.cycle)
-        rows = torch.randperm(len(unlabeled), generator=generator)[: self.candidates].sort().values
-        return array("q", [unlabeled[row] for row in rows.tolist()])
+        return array("q", draw_part(unlabeled, self.candidates, generator))
 
     def pool_dataloader(self, indices: Sequence[int] | None = None, *, shard: bool = True) -> DataLoader[PoolBatch]:
         """Return this process's share of a loader over samples under evaluation transforms.

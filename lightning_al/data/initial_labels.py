@@ -92,8 +92,11 @@ def draw_initial(
     count = resolve_size(initial_size, size)
     if count > size:
         raise ValueError(f"`ActiveLearningDataModule(initial_size={count})`: the dataset has {size} samples.")
-    order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return (_round_robin(order, class_labels(dataset, label_key=label_key)) if balanced else order)[:count]
+    order = torch.randperm(size, generator=generator)
+    if balanced:
+        return _round_robin(order.tolist(), class_labels(dataset, label_key=label_key))[:count]
+    drawn: list[int] = order[:count].tolist()
+    return drawn
 
 
 def _round_robin(order: list[int], labels: list[Label]) -> list[int]:

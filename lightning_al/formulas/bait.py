@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_al.formulas.checks import check_budget, check_scores, checked_points
+from lightning_al.formulas.checks import check_budget, checked_points, checked_weights
 
 # The authors pick twice as many as asked for, then drop the least useful half.
 _OVERSAMPLING = 2
+_REMEDY = "p (1 - p) of a probability is never negative"
 
 
 def bait(
@@ -67,8 +68,8 @@ def bait(
             f"`bait(labeled, ridge={ridge!r})`: expected a positive finite ridge, and labeled points of shape "
             f"(M, {points.shape[1]}), got {tuple(labeled.shape)}"
         )
-    weights = _checked_weights("weights", weights, points)
-    labeled_weights = _checked_weights("labeled_weights", labeled_weights, labeled)
+    weights = checked_weights("bait", "weights", weights, points, _REMEDY)
+    labeled_weights = checked_weights("bait", "labeled_weights", labeled_weights, labeled, _REMEDY)
     total = len(labeled) + budget
     of_labeled = (labeled.T * labeled_weights) @ labeled
     fisher = ((points.T * weights) @ points + of_labeled) / (len(points) + len(labeled))
@@ -123,16 +124,3 @@ class _Gains:
         self._errors += step * along * (step * (inverse_x @ error_x) * along - 2 * across)
         self._lengths -= step * along.square()
         self._inverse -= step * torch.outer(inverse_x, inverse_x)
-
-
-def _checked_weights(argument: str, weights: Tensor | None, points: Tensor) -> Tensor:
-    """Return the validated weights (N,) in float64."""
-    if weights is None:
-        return points.new_ones(len(points))
-    check_scores("bait", weights, argument)
-    if len(weights) != len(points) or bool((weights < 0).any()):
-        raise ValueError(
-            f"`bait({argument})`: expected {len(points)} non-negative weights, one per point, got {len(weights)}; "
-            "p (1 - p) of a probability is never negative"
-        )
-    return weights.to(points)

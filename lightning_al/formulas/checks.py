@@ -49,6 +49,20 @@ def check_scores(name: str, scores: Tensor, argument: str = "scores") -> None:
         )
 
 
+def checked_weights(name: str, argument: str, weights: Tensor | None, points: Tensor, remedy: str) -> Tensor:
+    """Return weights (N,) of points (N, D) in their dtype, ones for None; raise unless they are non-negative."""
+    if weights is None:
+        return points.new_ones(len(points))
+    check_scores(name, weights, argument)
+    if len(weights) != len(points) or bool((weights < 0).any()):
+        smallest = f" from {weights.min().item():.4g} on" if len(weights) else ""
+        raise ValueError(
+            f"`{name}({argument})`: expected {len(points)} non-negative weights, one per point, got "
+            f"{len(weights)}{smallest}; {remedy}"
+        )
+    return weights.to(points)
+
+
 def check_labels(name: str, labels: Tensor, outputs: Tensor) -> None:
     """Raise unless there is one class per row of outputs (N, C)."""
     if outputs.ndim != 2 or labels.shape != outputs.shape[:1] or labels.is_floating_point() or not len(labels):

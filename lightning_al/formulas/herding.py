@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_al.formulas.checks import check_budget, check_scores, checked_points
+from lightning_al.formulas.checks import check_budget, checked_points, checked_weights
 from lightning_al.formulas.greedy import Vectors, nearest_centers, squared_distances
 
 # Points whose gains are computed at a time, in one product with all points.
@@ -135,16 +135,10 @@ def labeled_width(labeled: Tensor) -> float:
 
 def _checked_weights(weights: Tensor | None, points: Tensor) -> Tensor:
     """Return the validated weights (N,), scaled to a maximum of 1 if any is positive."""
-    if weights is None:
-        return points.new_ones(len(points))
-    check_scores("herding", weights, "weights")
-    if len(weights) != len(points) or bool((weights < 0).any()):
-        raise ValueError(
-            f"`herding(weights)`: expected {len(points)} non-negative weights, one per point, got {len(weights)} from "
-            f"{weights.min().item():.4g} on; shift or clamp negative scores first"
-        )
-    largest = weights.max()
-    return (weights / largest if largest > 0 else weights).to(points)
+    checked = checked_weights("herding", "weights", weights, points, "shift or clamp negative scores first")
+    if weights is None or not weights.max() > 0:
+        return checked
+    return (weights / weights.max()).to(points)
 
 
 def _largest_gain(gains: Tensor, points: Vectors, coverage: Tensor, weights: Tensor, width: float) -> int:

@@ -37,7 +37,7 @@ PAGE = {
 
 
 class _Guard:
-    """Refuse requests without the token, but for the page itself, and set the headers of every response.
+    """Answer requests without the token by status 401, except for the files of the page, and set all headers.
 
     The page has the token behind the `#` of its address, which a browser sends to nobody, and passes it in a header,
     which no other site can make a browser do; a cookie would go to every server on this machine.

@@ -2,9 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+
+
+def compare_with_first(trainer: Trainer, value: Any) -> tuple[bool, Any]:
+    """Return whether all processes have the value of the first one, and that value.
+
+    Cost: one broadcast and one reduction.
+    """
+    first = trainer.strategy.broadcast(value)
+    # every process votes, so that all of them learn it and none waits for another
+    return trainer.strategy.reduce_boolean_decision(value == first), first
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_al.storage.answer import Answer, class_complaint, classes_complaint, now, to_plain
 from lightning_al.storage.atomic_write import sync_folder
-from lightning_al.storage.schema import REMEDY, DamagedFileError, from_mapping
+from lightning_al.storage.schema import REMEDY, DamagedFileError, from_mapping, parse_json
 
 SCHEMA_VERSION = 1
 # Seconds to wait for another writer, which holds the lock for one synced write.
@@ -258,10 +258,7 @@ class Labels(Mapping[int, Any]):
 
     def _apply(self, line: bytes) -> None:
         source = f"{self.path}, line {self._num_lines + 1}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise DamagedFileError(f"{source} is not valid JSON ({error}); {REMEDY}.") from error
+        values = parse_json(line, source)
         if self._num_lines == 0 and isinstance(values, dict) and "classes" in values:
             self._apply_header(values, source)
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from lightning_al.storage.atomic_write import write_atomically
-from lightning_al.storage.schema import REMEDY, DamagedFileError, from_mapping
+from lightning_al.storage.schema import REMEDY, DamagedFileError, from_mapping, parse_json
 
 FILE_NAME = "queue.jsonl"
 SCHEMA_VERSION = 1
@@ -110,7 +110,9 @@ def read_queue(path: Path) -> Queue:
         DamagedFileError: If a line is no JSON, a field is missing or of another type, or an index occurs twice.
 
     """
-    lines = [_load(line, f"{path}, line {number}") for number, line in enumerate(path.read_bytes().splitlines(), 1)]
+    lines = [
+        parse_json(line, f"{path}, line {number}") for number, line in enumerate(path.read_bytes().splitlines(), 1)
+    ]
     head = from_mapping(Queue, lines[0] if lines else None, f"{path}, line 1")
     if head.schema_version != SCHEMA_VERSION or head.kind not in get_args(Kind):
         raise DamagedFileError(
@@ -121,13 +123,6 @@ def read_queue(path: Path) -> Queue:
         head.samples.append(from_mapping(QueuedSample, values, f"{path}, line {number}"))
     _check_distinct(head.samples, path)
     return head
-
-
-def _load(line: bytes, source: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DamagedFileError(f"{source} is not valid JSON ({error}); {REMEDY}.") from error
 
 
 def _check_distinct(samples: Sequence[QueuedSample], path: Path) -> None:

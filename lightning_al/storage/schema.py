@@ -66,7 +66,28 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedFileError(f"{path} is not valid JSON ({error}); {REMEDY}.") from error
+        raise _not_json(path, error) from error
+
+
+def parse_json(line: bytes, source: str) -> Any:
+    """Return the content of a line of a file with one JSON value per line.
+
+    Args:
+        line: The line.
+        source: The file and the position in it, for the message.
+
+    Raises:
+        DamagedFileError: If it is not JSON.
+
+    """
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise _not_json(source, error) from error
+
+
+def _not_json(source: Path | str, error: ValueError) -> DamagedFileError:
+    return DamagedFileError(f"{source} is not valid JSON ({error}); {REMEDY}.")
 
 
 def read_json(schema: type[T], path: Path) -> T:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_al.acquisition.candidates import draw_candidates
+from lightning_al.data.draw import draw_part
 from lightning_al.data.sizes import check_size, resolve_size
 from lightning_al.wrappers.wrapper import AcquisitionFactory, Wrapper
 
@@ -45,5 +45,5 @@ class RandomSubset(Wrapper):
     def subsample_candidates(self, indices: Sequence[int], budget: int, generator: torch.Generator) -> Sequence[int]:
         """Return a random part of the candidates."""
         count = max(resolve_size(self.candidates, len(indices)), budget)
-        part = draw_candidates(list(indices), count, generator)  # a copy, by which a mixture notices the subsampling
+        part = draw_part(list(indices), count, generator)  # a copy, by which a mixture notices the subsampling
         return self.inner.subsample_candidates(part, budget, generator)
